@@ -1,0 +1,1 @@
+"""Policy optimization in JAX: pure functions, shared prompts, exact gradients."""

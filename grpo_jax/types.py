@@ -1,0 +1,199 @@
+"""The records that every part of grpo_jax speaks: read this file first.
+
+Letters used in all shapes:
+  N prompts in a batch, G rollouts a prompt, R rows of the batch, T tokens a row,
+  U units a row (a unit is what gets one advantage: a token, segment, rank, turn or completion),
+  P padded prompt tokens, C reward components, Q prompts in the data set.
+
+A batch has two layers. `Rollouts` is small and holds one number a rollout. `Batch` is large and
+holds one number a token. Two hops join them: token -> unit (`Batch.unit`, inside a row) and
+unit -> rollout (`Batch.owner`, a flat index into [N, G]). So a row may be one rollout, several
+rows may be one rollout (turns, summaries) and several rollouts may share a row (packing).
+
+A policy-optimization method is a `Method`: a frozen record of pure functions of these arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Metrics = dict[str, Array]
+
+
+def record(cls):
+  """A frozen dataclass that is a pytree; fields marked `static()` are part of the tree's type."""
+  cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+  meta = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]
+  data = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("static")]
+  cls.replace = lambda self, **changes: dataclasses.replace(self, **changes)
+  return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+
+
+def static(**kwargs) -> Any:
+  return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@record
+class Rollouts:
+  """One entry a rollout: small, replicated on every device."""
+
+  prompt: Int[Array, " N"]  # stable id of the prompt in the data set, below Q
+  reward: Float[Array, "N G"]  # total reward; finite wherever `alive`
+  alive: Bool[Array, "N G"]  # False: no such rollout, or it cannot be scored
+  correct: Bool[Array, "N G"]  # the verifier's verdict, apart from shaping
+  truncated: Bool[Array, "N G"]  # no stop token within the budget
+  length: Int[Array, "N G"]  # sampled tokens, the stop token included
+  parts: Float[Array, "N G C"] | None = None  # reward components before weighting
+  parent: Int[Array, "N G"] | None = None  # tree rollouts: index of the parent, -1 = the prompt
+  depth: Int[Array, "N G"] | None = None
+
+
+@record
+class Batch:
+  """One entry a token: large, split over its rows.
+
+  Aligned so that column t of every array speaks of `tokens[:, t]`: `logp_old[r, t]` is the
+  log-probability of `tokens[r, t]` given all that precedes it. The shift by one of a causal
+  model happens once, inside the model's `forward`.
+  """
+
+  tokens: Int[Array, "R T"]
+  mask: Float[Array, "R T"]  # 1 where the policy sampled the token; from lengths, never from ids
+  unit: Int[Array, "R T"]  # unit of the token, below U; any in-range id where mask is 0
+  unit_mask: Float[Array, "R U"]  # 1 where the unit exists
+  owner: Int[Array, "R U"]  # flat index into [N, G] of the unit's rollout
+  logp_old: Float[Array, "R T"] | None = None  # policy that the batch was sampled with, rescored
+  logp_ref: Float[Array, "R T"] | None = None  # frozen reference policy
+  logp_sampler: Float[Array, "R T"] | None = None  # as the sampler computed it
+  unit_reward: Float[Array, "R U"] | None = None
+  # Context. Shared prompts: row r continues prompt_tokens[r // (R // N)].
+  prompt_tokens: Int[Array, "N P"] | None = None  # padded on the right
+  prompt_length: Int[Array, " N"] | None = None
+  # Context inside the row (packing): attention stays inside a segment.
+  position: Int[Array, "R T"] | None = None
+  segment: Int[Array, "R T"] | None = None
+  extra: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # what `needs` asked for
+
+
+@record
+class Credit:
+  """What a method decides from data alone, before the batch is cut into micro-batches.
+
+  `weight` carries every mask, selection, aggregation and denominator: a loss is
+  sum(weight * term), so the gradient does not depend on how the batch is cut.
+  """
+
+  adv: Float[Array, "R U"]
+  weight: Float[Array, "R T"]
+  extra: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # e.g. value targets [R, T]
+
+
+@record
+class Fwd:
+  """What a model must produce for a batch: the only thing a loss knows of it."""
+
+  logp: Float[Array, "R T"]  # log-probability of batch.tokens at the sampling temperature
+  entropy: Float[Array, "R T"] | None = None  # of the full next-token distribution, in nats
+  value: Float[Array, "R T"] | None = None  # value head, before the token is taken
+  aux: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # scalars, e.g. MoE balance
+
+
+@record
+class Now:
+  """What `Method.remember` may know of the update that was just made."""
+
+  metrics: Metrics
+  step: Int[Array, ""]
+
+
+@record
+class TrainState:
+  """All that a run carries from step to step on the devices; checkpointed as a whole."""
+
+  params: Any
+  opt_state: Any
+  method_state: Any
+  step: Int[Array, ""]
+
+
+# ---- plans: frozen data that rollout/ interprets -------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+  """G independent completions a prompt.
+
+  `resample` > 0: dynamic sampling. Groups whose rewards are all equal are replaced by those of
+  fresh prompts, for at most `resample` more rounds of sampling a step; what is then still missing
+  is padded with `alive` = False.
+  """
+
+  resample: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+  """No sampling: completions come from the data set (demonstrations, preference pairs)."""
+
+
+# ---- the method ----------------------------------------------------------------------------------
+
+
+def _no_state(num_prompts: int):
+  del num_prompts
+  return ()
+
+
+def _keep_state(state, rollouts, batch, now):
+  del rollouts, batch, now
+  return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A policy-optimization method: pure functions of arrays, made by a paper's `make(...)`.
+
+  credit(state, rollouts, batch) -> Credit        data only; never sees the current parameters
+  loss(fwd, batch, credit) -> (scalar, metrics)   a sum over rows: additive over micro-batches;
+                                                  its metrics are sums too (already weighted)
+  init(num_prompts) -> state                      fixed-shape pytree, indexed by stable prompt id
+  weigh(state) -> f32[Q]                          sampling weights of the prompts; None = uniform
+  remember(state, rollouts, batch, now) -> state  after the update
+  plan                                            how to sample: frozen data for rollout/
+  needs                                           extra arrays the method reads: "logp_old", "ref",
+                                                  "entropy", "value"
+  reduces_to                                      (name, kwargs, own kwargs): the method it equals
+                                                  under those settings; checked by the shared suite
+  whole_groups                                    True if the rollouts of a prompt must share a
+                                                  micro-batch (pair losses)
+  policy_gradient                                 True if d loss / d logp is
+                                                  -weight * stable * adv * ratio (unified estimator)
+  """
+
+  credit: Callable[[Any, Rollouts, Batch], Credit]
+  loss: Callable[[Fwd, Batch, Credit], tuple[Array, Metrics]]
+  init: Callable[[int], Any] = _no_state
+  weigh: Callable[[Any], Array] | None = None
+  remember: Callable[[Any, Rollouts, Batch, Now], Any] = _keep_state
+  plan: Flat | Fixed = Flat()
+  needs: tuple[str, ...] = ()
+  reduces_to: tuple[str, dict, dict] | None = None
+  whole_groups: bool = False
+  policy_gradient: bool = True
+
+
+def rows_of(rollouts: Rollouts, tokens: Array, mask: Array, **fields) -> Batch:
+  """The plain layout: row r is rollout (r // G, r % G), and the completion is its one unit."""
+  rows = rollouts.reward.size
+  return Batch(
+      tokens=tokens,
+      mask=mask.astype(jnp.float32),
+      unit=jnp.zeros(tokens.shape, jnp.int32),
+      unit_mask=(jnp.sum(mask, axis=1, keepdims=True) > 0).astype(jnp.float32),
+      owner=jnp.arange(rows, dtype=jnp.int32)[:, None],
+      **fields,
+  )
