@@ -1,0 +1,100 @@
+"""Finding things by name: the nearest spelling, and reasoning-gym tasks without importing them all.
+
+Standard library only: the reward processes import this, and their start-up counts.
+"""
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import pathlib
+import sys
+import types
+import warnings
+from collections.abc import Iterable
+
+from grpo_jax.errors import UserError
+
+
+def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
+  """The error for a misspelt name: says which field, the nearest known name, and all of a few."""
+  known = sorted(known)
+  near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+  hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:20])}"
+  return UserError(f"{field}: unknown name {name!r}; {hint}")
+
+
+def check_keys(field: str, given: Iterable[str], known: Iterable[str]) -> None:
+  known = set(known)
+  for key in given:
+    if key not in known:
+      raise unknown(field, key, known)
+
+
+@contextlib.contextmanager
+def _stub_packages(root: pathlib.Path, folder: pathlib.Path):
+  """Stands empty packages in for reasoning_gym's, whose own import every task (about a second).
+
+  Every reasoning_gym module is taken out of sys.modules again: what was loaded keeps working
+  through its own globals, and a later `import reasoning_gym` gets the real package.
+  """
+  names = ["reasoning_gym"]
+  for part in folder.relative_to(root).parts:
+    names.append(f"{names[-1]}.{part}")
+  path = root
+  try:
+    for i, name in enumerate(names):
+      path = path if i == 0 else path / name.rpartition(".")[2]
+      module = types.ModuleType(name)
+      module.__path__ = [str(path)]
+      sys.modules[name] = module
+    yield names[-1]
+  finally:
+    for name in [m for m in sys.modules if m.partition(".")[0] == "reasoning_gym"]:
+      del sys.modules[name]
+
+
+def _lean_gym(name: str):
+  spec = importlib.util.find_spec("reasoning_gym")
+  if spec is None:
+    raise UserError("data.source: reasoning-gym is not installed; pip install 'grpo-jax[llm]'")
+  root = pathlib.Path(next(iter(spec.submodule_search_locations or ())))
+  found = list(root.glob(f"*/{name}.py")) if name.isidentifier() else []
+  if len(found) != 1:
+    return None
+  with _stub_packages(root, found[0].parent) as package:
+    try:
+      importlib.import_module(f"{package}.{name}")
+      return sys.modules["reasoning_gym.factory"].DATASETS.get(name)
+    except (ImportError, AttributeError, KeyError):
+      return None
+
+
+def gym_classes(name: str):
+  """(data set class, config class) of a reasoning-gym task; the whole library only if it must."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # SyntaxWarnings of its dependencies
+    classes = None if "reasoning_gym" in sys.modules else _lean_gym(name)
+    if classes is None:
+      import reasoning_gym.factory
+
+      known = reasoning_gym.factory.DATASETS
+      if name not in known:
+        raise unknown("data.mix.name", name, known)
+      classes = known[name]
+  return classes
+
+
+def gym_dataset(name: str, params: dict, field: str = "data.mix.params"):
+  """A reasoning-gym data set; a parameter it does not know or refuses is a UserError."""
+  dataset_class, config_class = gym_classes(name)
+  check_keys(f"{field} of {name}", params, config_class.__dataclass_fields__)
+  try:
+    config = config_class(**params)
+    if hasattr(config, "validate"):
+      config.validate()
+  except (AssertionError, TypeError, ValueError) as e:
+    raise UserError(f"{field} of {name}: {e}") from e
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    return dataset_class(config=config)
