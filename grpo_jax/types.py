@@ -89,7 +89,8 @@ class Credit:
 
   adv: Float[Array, "R U"]
   weight: Float[Array, "R T"]
-  extra: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # e.g. value targets [R, T]
+  adv_token: Float[Array, "R T"] | None = None  # one a token, where given instead of adv (GAE)
+  extra: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # [R, ...]: value targets
 
 
 @record
