@@ -1,0 +1,169 @@
+"""Sampling G completions a prompt in one compiled loop over a shared prompt cache.
+
+A prompt is prefilled once. S slots a prompt decode in step; when a slot's completion ends, the
+slot takes the prompt's next unsampled completion (slot refill), and the loop ends with the last one
+(early exit). Column i of the slots' own cache is written by step i modulo T, whatever completion a
+slot is at, so that the write is one contiguous block; a slot sees the columns younger than its
+completion.
+
+The key of a token is fold_in(prompt key, sample, position), so a completion does not depend on the
+batch it is in, on the number of slots, or on devices, beyond rounding of the logits.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.models import decoder
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout import choose
+from pallas_kernels import prefix_attention as attention
+from pallas_kernels import token_logprob
+
+
+class Samples(NamedTuple):
+  """Entries at and beyond `length` are 0."""
+
+  tokens: Int[Array, "N G T"]
+  logp: Float[Array, "N G T"]  # of the sampled tokens, at the sampling temperature
+  length: Int[Array, "N G"]  # the stop token included
+  stopped: Bool[Array, "N G"]  # False: cut off by the budget
+  steps: Int[Array, ""]  # decode steps the loop took
+
+
+class _Slots(NamedTuple):
+  """What the decode loop carries."""
+
+  step: Array  # i32[]
+  token: Array  # i32[N, S] the token to feed next
+  sample: Array  # i32[N, S] which completion the slot is at; >= G: none
+  fed: Array  # i32[N, S] tokens of it sampled so far
+  taken: Array  # i32[N] completions handed out
+  k: Array  # f32[L, N, K, S, T, d]
+  v: Array
+  out: Samples
+
+
+def _decode(config, params, prefix, slots):
+  """Feeds `slots.token`; returns hidden [N, S, D] and the caches with its column."""
+  columns = slots.k.shape[4]
+  column = slots.step % columns
+  age = (slots.step - jnp.arange(columns)) % columns
+  visible = age[None, None] < slots.fed[..., None]
+  position = prefix.length[:, None] + slots.fed - 1
+
+  def layer(carry, inputs):
+    x, k_all, v_all = carry
+    index, weights, k_prefix, v_prefix = inputs
+
+    def attend(q, k, v):
+      def put(cache, new):
+        return jax.lax.dynamic_update_slice(
+            cache, new.transpose(0, 2, 1, 3)[None, :, :, :, None], (index, 0, 0, 0, column, 0))
+
+      kept = put(k_all, k), put(v_all, v)
+      own = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in kept)
+      return attention.decode_attention(
+          q, k_prefix, v_prefix, prefix.length, *own, visible), kept
+
+    x, (k_all, v_all) = decoder.block_apply(config, weights, x, position, attend)
+    return (x, k_all, v_all), None
+
+  x = decoder.embed(params, slots.token)
+  inputs = (jnp.arange(config.num_layers), params["layers"], prefix.k, prefix.v)
+  (x, k, v), _ = jax.lax.scan(layer, (x, slots.k, slots.v), inputs)
+  return decoder.rms_norm(x, params["norm"], config.norm_eps), slots._replace(k=k, v=v)
+
+
+def _advance(slots, logits, keys, stop_ids, choice):
+  """Samples one token a live slot from logits [N, S, V], records it, refills ended slots."""
+  n, s, v = logits.shape
+  group, budget = slots.out.tokens.shape[1:]
+  live = slots.sample < group
+  draw = jax.vmap(jax.vmap(_uniform, in_axes=(None, 0, 0)))(keys, slots.sample, slots.fed)
+  scaled = logits / jnp.where(choice.temperature > 0, choice.temperature, 1.0)
+  token = choose.choose(scaled.reshape(n * s, v), draw.reshape(n * s), choice)
+  logp = token_logprob.from_logits(scaled.reshape(n * s, v), token).logp.reshape(n, s)
+  token = token.reshape(n, s)
+
+  row = jnp.arange(n)[:, None]
+  sample = jnp.where(live, slots.sample, group)  # out of range: the write is dropped
+  stop = jnp.any(token[..., None] == stop_ids[None, None], axis=-1)
+  done = live & (stop | (slots.fed + 1 >= budget))
+  out = slots.out._replace(
+      tokens=slots.out.tokens.at[row, sample, slots.fed].set(token, mode="drop"),
+      logp=slots.out.logp.at[row, sample, slots.fed].set(logp, mode="drop"),
+      length=slots.out.length.at[row, sample].add(1, mode="drop"),
+      stopped=slots.out.stopped.at[row, sample].set(stop, mode="drop"))
+  rank = jnp.cumsum(done, axis=1) - 1
+  return slots._replace(
+      token=token,
+      sample=jnp.where(done, slots.taken[:, None] + rank, slots.sample),
+      fed=jnp.where(done, 0, slots.fed + 1),
+      taken=slots.taken + jnp.sum(done, axis=1),
+      out=out)
+
+
+def _uniform(key, sample, position):
+  return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, sample), position))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "group", "budget", "slots", "choice", "stop_ids"))
+def sample(
+    config: ModelConfig,
+    params: Any,
+    prompt: Int[Array, "N P"],
+    length: Int[Array, " N"],
+    keys: Array,
+    *,
+    group: int,
+    budget: int,
+    stop_ids: tuple[int, ...],
+    choice: choose.Choice = choose.Choice(),
+    slots: int | None = None,
+) -> Samples:
+  """`group` completions of at most `budget` tokens for each right-padded prompt.
+
+  keys: one typed key a prompt [N]. A completion ends with the first of `stop_ids`, which is part of
+  it (and is trained), or at the budget. `slots` (default: group) bounds how many completions of a
+  prompt decode at once, and with it the cache.
+  """
+  n, s = prompt.shape[0], min(slots or group, group)
+  last, prefix = decoder.prefill(config, params, prompt, length)
+  prefix = prefix._replace(k=prefix.k.transpose(0, 1, 3, 2, 4), v=prefix.v.transpose(0, 1, 3, 2, 4))
+  head = decoder.output_matrix(params)
+  stops = jnp.asarray(stop_ids, jnp.int32)
+
+  def project(x):
+    return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
+
+  first = project(last)  # the same for every completion of a prompt
+  cache = jnp.zeros(
+      (config.num_layers, n, config.num_kv_heads, s, budget, config.head_dim), last.dtype)
+  state = _Slots(
+      step=jnp.int32(0), token=jnp.zeros((n, s), jnp.int32),
+      sample=jnp.broadcast_to(jnp.arange(s), (n, s)), fed=jnp.zeros((n, s), jnp.int32),
+      taken=jnp.full(n, s, jnp.int32), k=cache, v=cache,
+      out=Samples(
+          tokens=jnp.zeros((n, group, budget), jnp.int32),
+          logp=jnp.zeros((n, group, budget), jnp.float32),
+          length=jnp.zeros((n, group), jnp.int32),
+          stopped=jnp.zeros((n, group), bool), steps=jnp.int32(0)))
+  state = _advance(state, jnp.broadcast_to(first[:, None], (n, s, first.shape[-1])), keys, stops, choice)
+
+  def more(state):
+    return jnp.any(state.sample < group)
+
+  def step(state):
+    x, state = _decode(config, params, prefix, state)
+    fresh = (state.fed == 0)[..., None]
+    logits = jnp.where(fresh, first[:, None], project(x)) if s < group else project(x)
+    state = _advance(state, logits, keys, stops, choice)
+    return state._replace(step=state.step + 1)
+
+  state = jax.lax.while_loop(more, step, state)
+  return state.out._replace(steps=state.step)
