@@ -81,7 +81,7 @@ class _Cursor:
   def __init__(self, data, path: Path):
     self.data, self.at, self.path = data, 0, path
 
-  def take(self, form: str, count: int = 1):
+  def take(self, form: str, count: int = 1) -> Any:
     size = struct.calcsize("<" + form) * count
     if size > len(self.data) - self.at:
       raise UserError(f"{self.path}: the GGUF file is truncated inside its header; fetch it again")
@@ -96,7 +96,7 @@ class _Cursor:
     self.at += size
     return self.data[self.at - size : self.at].decode("utf-8", errors="replace")
 
-  def value(self, kind: int):
+  def value(self, kind: int) -> Any:
     if kind == _STRING:
       return self.string()
     if kind == _ARRAY:

@@ -48,12 +48,13 @@ def from_gguf(fields: dict[str, Any], source: str) -> Tokenizer:
     add_bos=bool(add_bos),
     chat_template=fields.get("tokenizer.chat_template"),
   )
-  backend = _bpe(own, pre) if model == "gpt2" else _sentencepiece(own)
+  bos = special.bos_id if special.add_bos else None
+  backend = _bpe(own, pre, bos) if model == "gpt2" else _sentencepiece(own)
   return Tokenizer(backend, special)
 
 
-def _bpe(own: dict[str, Any], pre: str) -> FastBackend:
-  from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+def _bpe(own: dict[str, Any], pre: str, bos: int | None) -> FastBackend:
+  from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
   from tokenizers import pre_tokenizers as pres
 
   tokens, types = own["tokens"], own.get("token_type", [1] * len(own["tokens"]))
@@ -79,6 +80,11 @@ def _bpe(own: dict[str, Any], pre: str) -> FastBackend:
         for token, found in zip(tokens, types, strict=True)
         if found == kind
       ]
+    )
+  if bos is not None:
+    # For those who read the exported tokenizer.json; `Tokenizer.encode` adds bos by itself.
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
     )
   return FastBackend(tokenizer)
 

@@ -98,17 +98,17 @@ def assemble(
       raise UserError(f"{source}: tensor {name!r} has shape {value.shape}, expected {target.shape}")
     target[...] = value
 
-  out = {name: np.empty(s, dtype) for name, s in tree.items() if name != "layers"}
-  out["layers"] = {name: np.empty(s, dtype) for name, s in tree["layers"].items()}
-  jobs = [(out[name], NAMES[name][kind], False) for name in out if name != "layers"]
-  for name, target in out["layers"].items():
+  top = {name: np.empty(s, dtype) for name, s in tree.items() if name != "layers"}
+  layers = {name: np.empty(s, dtype) for name, s in tree["layers"].items()}
+  jobs = [(target, NAMES[name][kind], False) for name, target in top.items()]
+  for name, target in layers.items():
     stored = LAYER_NAMES[name][kind]
     jobs += [(target[i], stored.format(i), target.ndim == 3) for i in range(config.num_layers)]
   # numpy releases the lock while it converts: two cores load a file in half the time.
   with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     for done in [pool.submit(fill, *job) for job in jobs]:
       done.result()
-  return out
+  return {**top, "layers": layers}
 
 
 def disassemble(config: ModelConfig, params: dict, dtype: np.dtype) -> dict[str, np.ndarray]:
