@@ -52,17 +52,22 @@ def prompt_attention(
   return _heads_last(out, p).astype(q.dtype)
 
 
-def _merge(score_prefix, v_prefix, score_own, v_own, own_to_prefix):
-  """Softmax over two sets of keys. `own_to_prefix` reshapes own-part arrays to the prefix part's
-  leading shape, so that each matmul keeps the batch shape that suits it."""
-  top = jnp.maximum(
-      jnp.max(score_prefix, axis=-1), own_to_prefix(jnp.max(score_own, axis=-1)))
+def _two_part(q, k_prefix, v_prefix, valid, k, v, own_mask):
+  """q [N, K, G, Y, d]; prompt [N, K, P, d] seen where `valid` [N, P]; own [N, K, G, C, d]."""
+  n, kv, g, y, d = q.shape
+  score = _scores(q.reshape(n, kv, g * y, d), k_prefix, valid[:, None, None, :])
+  score_own = _scores(q, k, own_mask)
+
+  def flat(a):  # own part -> leading shape of the prompt part; each keeps the matmul that suits it
+    return a.reshape(n, kv, g * y, *a.shape[4:])
+
+  top = jnp.maximum(jnp.max(score, axis=-1), flat(jnp.max(score_own, axis=-1)))
   top = jax.lax.stop_gradient(top)
-  e_prefix = jnp.exp(score_prefix - top[..., None])
-  e_own = jnp.exp(score_own - top.reshape(score_own.shape[:-1])[..., None])
-  total = jnp.sum(e_prefix, axis=-1) + own_to_prefix(jnp.sum(e_own, axis=-1))
-  out = _weigh(e_prefix, v_prefix) + own_to_prefix(_weigh(e_own, v_own))
-  return out / total[..., None]
+  weight = jnp.exp(score - top[..., None])
+  weight_own = jnp.exp(score_own - top.reshape(n, kv, g, y)[..., None])
+  total = jnp.sum(weight, axis=-1) + flat(jnp.sum(weight_own, axis=-1))
+  out = _weigh(weight, v_prefix) + flat(_weigh(weight_own, v))
+  return (out / total[..., None]).reshape(n, kv, g, y, d)
 
 
 def completion_attention(
@@ -79,16 +84,10 @@ def completion_attention(
   valid = jnp.arange(k_prefix.shape[1])[None] < prefix_length[:, None]
   k_prefix, v_prefix = (
       jnp.where(valid[:, :, None, None], a, 0).transpose(0, 2, 1, 3) for a in (k_prefix, v_prefix))
-  q = q.reshape(n, g, t, kv, rep, d).transpose(0, 3, 1, 4, 2, 5)  # [N, K, G, rep, T, d]
-  k, v = (a.transpose(0, 3, 1, 2, 4) for a in (k, v))  # [N, K, G, T, d]
-  score_prefix = _scores(q.reshape(n, kv, g * rep * t, d), k_prefix, valid[:, None, None, :])
+  q = q.reshape(n, g, t, kv, rep, d).transpose(0, 3, 1, 4, 2, 5).reshape(n, kv, g, rep * t, d)
+  k, v = (a.transpose(0, 3, 1, 2, 4) for a in (k, v))
   causal = jnp.tile(jnp.tril(jnp.ones((t, t), bool)), (rep, 1))[None, None, None]
-  score_own = _scores(q.reshape(n, kv, g, rep * t, d), k, causal)
-
-  def own_to_prefix(a):  # [N, K, G, rep * T, ...] -> [N, K, G * rep * T, ...]
-    return a.reshape(n, kv, g * rep * t, *a.shape[4:])
-
-  out = _merge(score_prefix, v_prefix, score_own, v, own_to_prefix)
+  out = _two_part(q, k_prefix, v_prefix, valid, k, v, causal)
   out = out.reshape(n, kv, g, rep, t, d).transpose(0, 2, 4, 1, 3, 5)
   return out.reshape(n, g, t, h, d).astype(q.dtype)
 
@@ -98,35 +97,17 @@ def decode_attention(
     k_prefix: Float[Array, "N K P d"],
     v_prefix: Float[Array, "N K P d"],
     prefix_length: Int[Array, " N"],
-    k: Float[Array, "C N S K d"],
-    v: Float[Array, "C N S K d"],
+    k: Float[Array, "N K S C d"],
+    v: Float[Array, "N K S C d"],
     visible: Bool[Array, "N S C"],
 ) -> Float[Array, "N S H d"]:
-  """One query a slot: S slots share a prompt, each has its own C cached columns.
+  """One query a slot: S slots share a prompt, and each has C cached columns of its own.
 
-  The own part is a multiply and a sum, not a batch of one-row matmuls: it is bound by reading
-  the cache, and columns lead so that writing one is a contiguous block.
+  Padded prompt keys and invisible columns must hold finite numbers (a cache starts as zeros).
   """
   n, s, h, d = q.shape
-  kv, rep = k.shape[3], h // k.shape[3]
+  kv = k.shape[1]
   valid = jnp.arange(k_prefix.shape[2])[None] < prefix_length[:, None]
-  score_prefix = _scores(_heads_first(q, kv), k_prefix, valid[:, None, None, :])  # [N, K, rep*S, P]
-  q_own = q.reshape(n, s, kv, rep, d)
-  score_own = jnp.sum(q_own[None] * k[:, :, :, :, None], axis=-1, dtype=jnp.float32)
-  mask = visible.transpose(2, 0, 1)[..., None, None]
-  score_own = jnp.where(mask, score_own * d**-0.5, _LOW)  # [C, N, S, K, rep]
-
-  def to_prefix(a):  # [N, S, K, rep, ...] -> [N, K, rep * S, ...]
-    order = (0, 2, 3, 1, *range(4, a.ndim))
-    return a.transpose(order).reshape(n, kv, rep * s, *a.shape[4:])
-
-  def to_own(a):  # [N, K, rep * S] -> [N, S, K, rep]
-    return a.reshape(n, kv, rep, s).transpose(0, 3, 1, 2)
-
-  top = jnp.maximum(jnp.max(score_prefix, axis=-1), to_prefix(jnp.max(score_own, axis=0)))
-  e_prefix = jnp.exp(score_prefix - top[..., None])
-  e_own = jnp.exp(score_own - to_own(top)[None])
-  total = jnp.sum(e_prefix, axis=-1) + to_prefix(jnp.sum(e_own, axis=0))
-  own = jnp.sum(e_own[..., None] * v[:, :, :, :, None].astype(jnp.float32), axis=0)
-  out = (_weigh(e_prefix, v_prefix) + to_prefix(own)) / total[..., None]
-  return _heads_last(out, s).astype(q.dtype)
+  q = q.reshape(n, s, kv, h // kv, d).transpose(0, 2, 1, 3, 4)
+  out = _two_part(q, k_prefix, v_prefix, valid, k, v, visible[:, None, :, None, :])
+  return out.transpose(0, 2, 1, 3, 4).reshape(n, s, h, d).astype(q.dtype)
