@@ -101,18 +101,19 @@ def generate(
 
   No question text is in both, nor twice in one. `train` may be smaller than `size` where a task
   has too few questions. UserError where a component cannot give its share of held-out problems
-  and 1 + `spare` training problems besides.
+  and one training problem besides its part of `spare`.
   """
   components = parse_mix(mix)
   weights = [c.weight for c in components]
   train, held, taken = [], [], set()
+  least = 1 + -(-spare // len(components))
   sizes, helds = shares(size + spare, weights), shares(heldout, weights)
   for component, n, h in zip(components, sizes, helds, strict=True):
     pool = _distinct(component, seed, n + h, taken)
-    if len(pool) < h + 1 + spare:
+    if len(pool) < h + least:
       raise UserError(
         f"data.heldout: {component.label} has {len(pool)} distinct questions, too few for {h} "
-        f"held out and {1 + spare} to train on; lower data.heldout or widen its params"
+        f"held out and {least} to train on; lower data.heldout or widen its params"
       )
     pool.sort(key=lambda p: text_hash(p.question, "heldout"))
     held += pool[:h]
