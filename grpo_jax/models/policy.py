@@ -1,0 +1,68 @@
+"""From a batch to `Fwd`: the decoder as a policy over completions of shared prompts."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from grpo_jax.models import decoder
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.types import Batch, Fwd
+from pallas_kernels.token_logprob import token_logprob
+
+Forward = Callable[..., Fwd]
+
+
+def init_value_head(config: ModelConfig) -> dict[str, Array]:
+  """A linear value head that starts at 0, to be put under params["value"]."""
+  return {"w": jnp.zeros((config.hidden_size,)), "b": jnp.zeros(())}
+
+
+def make_forward(
+  config: ModelConfig,
+  *,
+  temperature: float = 1.0,
+  chunk: int = 256,
+  remat: bool = False,
+  implementation: str | None = None,
+) -> Forward:
+  """forward(params, batch) -> Fwd with logp, entropy and, if params has a value head, value.
+
+  Log-probabilities are those of log_softmax(z / temperature), the sampler's distribution, by the
+  function that the sampler uses. Row r of the batch continues prompt r // (R // N). `chunk` tokens
+  of logits exist at a time (0: all at once); `remat` recomputes layers in the backward pass.
+  """
+
+  def forward(params, batch: Batch) -> Fwd:
+    assert batch.prompt_tokens is not None and batch.prompt_length is not None
+    n = batch.prompt_tokens.shape[0]
+    r, t = batch.tokens.shape
+    x = decoder.shared_hidden(
+      config,
+      params,
+      batch.prompt_tokens,
+      batch.prompt_length,
+      batch.tokens.reshape(n, r // n, t),
+      remat=remat,
+      implementation=implementation,
+    ).reshape(r * t, -1)
+    head = decoder.output_matrix(params)
+    out = token_logprob(x, head, batch.tokens.reshape(-1), temperature, chunk=chunk)
+    value = None
+    if "value" in params:
+      value = (x @ params["value"]["w"] + params["value"]["b"]).reshape(r, t)
+    # Padded positions hold finite but meaningless numbers: make them plain zeros.
+    keep = lambda a: jnp.where(batch.mask > 0, a.reshape(r, t), 0)
+    return Fwd(
+      logp=keep(out.logp),
+      entropy=keep(out.entropy),
+      value=None if value is None else keep(value),
+    )
+
+  return forward
+
+
+def make_score(forward: Forward) -> Callable[..., Fwd]:
+  """The same pass compiled without a gradient: old, reference and value arrays."""
+  return jax.jit(forward)
