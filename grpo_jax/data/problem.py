@@ -31,7 +31,7 @@ class DataSet:
 
   `tasks`: reasoning-gym tasks for the reward processes to load early. `shots`: the solved examples
   of the prompt, which are in neither split. `dropped`: rows left out of the training set because
-  their question is held out.
+  their question is held out. `order`: what shuffles, see `stream.PromptStream`.
   """
 
   train: list[Problem]
@@ -41,6 +41,7 @@ class DataSet:
   tasks: tuple[dict, ...] = ()
   shots: tuple[Problem, ...] = ()
   dropped: int = 0
+  order: str = "numpy"
 
 
 def text_hash(text: str, salt: str = "") -> int:
