@@ -1,4 +1,4 @@
-"""The order in which training problems are met: endless, shuffled, resumable by two integers."""
+"""The order in which training problems are met: endless, shuffled, resumable at any position."""
 
 import zlib
 from collections.abc import Sequence
@@ -73,9 +73,12 @@ class PromptStream:
 
   `next(n)` goes through shuffled epochs. Where problems carry meta["share"], every label has
   epochs of its own and gets its share of every batch, however few problems it has; else all
-  problems are one epoch. `next(n, weights)` samples instead by weights f32[Q] (a curriculum),
-  n distinct problems where at least n have weight above 0, by Efraimidis and Spirakis 2006 keys
-  u^(1/w); a function of (seed, number of the draw, weights). The two do not disturb each other.
+  problems are one epoch. A batch has no problem twice unless it must.
+
+  `next(n, weights)` samples instead by weights f32[Q] (a curriculum), n distinct problems where at
+  least n have weight above 0, by Efraimidis and Spirakis 2006 keys u^(1/w); a function of (seed,
+  number of the draw, weights). The two ways do not disturb each other.
+
   `order`: what shuffles, "numpy" or "grain" (DataSet.order says which fits the source).
   """
 
@@ -96,6 +99,7 @@ class PromptStream:
     self.order = order
     self._position = 0
     self._draws = 0
+    self._late: list[int] = []
     self._indices = None
 
   def next(self, n: int, weights: np.ndarray | None = None) -> list[Problem]:
@@ -107,8 +111,28 @@ class PromptStream:
         return [self.problems[i] for i in self._weighted(n, weights)]
     if self._indices is None:
       self._indices = _order(self.problems, self.seed, ORDERS[self.order])
-    start, self._position = self._position, self._position + n
-    return [self.problems[int(self._indices[i])] for i in range(start, start + n)]
+    return [self.problems[i] for i in self._distinct(n, self._indices)]
+
+  def _distinct(self, n: int, indices) -> list[int]:
+    """The next n; one met twice (an epoch ends inside the batch) waits for the batch after.
+
+    Two groups of one prompt in a batch would sample the same completions.
+    """
+    queue, self._late = self._late, []
+    chosen: dict[int, None] = {}
+    while len(chosen) < n and len(self._late) < n:
+      if queue:
+        i = queue.pop(0)
+      else:
+        i = int(indices[self._position])
+        self._position += 1
+      if i in chosen:
+        self._late.append(i)
+      else:
+        chosen[i] = None
+    missing = n - len(chosen)  # above 0 where n distinct ones cannot be had
+    repeated, self._late = self._late[:missing], self._late[missing:] + queue
+    return list(chosen) + repeated
 
   def _checked(self, weights) -> np.ndarray:
     weights = np.asarray(weights, np.float64)
@@ -132,6 +156,7 @@ class PromptStream:
     """JSON-able; with the same problems and seed, `restore` goes on bitwise equal."""
     return {
       "position": self._position,
+      "late": list(self._late),
       "draws": self._draws,
       "seed": self.seed,
       "order": self.order,
@@ -150,6 +175,7 @@ class PromptStream:
           "restore the data config or start in a new workdir"
         )
     self._position, self._draws = int(state["position"]), int(state["draws"])
+    self._late = [int(i) for i in state["late"]]
 
   def _fingerprint(self) -> str:
     code = 0
