@@ -112,14 +112,26 @@ def metrics(
   Everything adds up over micro-batches but `max_ratio`, which is combined by max (as every metric
   whose name starts with "max_").
   """
-  log_ratio = jax.lax.stop_gradient(log_ratio)
   low, high = clip_sides(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-  clamped = jnp.abs(log_ratio) > MAX_LOG_RATIO
+  return _metrics(log_ratio, credit, low, high)
+
+
+def bound_metrics(
+  log_ratio: Float[Array, "R T"], credit: Credit, *, eps_low: float | None, eps_high: float
+) -> Metrics:
+  """`metrics` of a ratio that is bounded whatever the sign of A (CISPO)."""
+  r = ratio_of(log_ratio)
+  low = jnp.zeros(r.shape, bool) if eps_low is None else r < 1 - eps_low
+  return _metrics(log_ratio, credit, low, r > 1 + eps_high)
+
+
+def _metrics(log_ratio, credit, low, high):
+  log_ratio = jax.lax.stop_gradient(log_ratio)
   share = lambda where: jnp.sum(jnp.where(where, credit.weight, 0))
   return {
     "clip_low": share(low),
     "clip_high": share(high),
-    "log_ratio_clamped": share(clamped),
+    "log_ratio_clamped": share(jnp.abs(log_ratio) > MAX_LOG_RATIO),
     "weight": jnp.sum(credit.weight),
     "max_ratio": jnp.max(jnp.where(credit.weight > 0, ratio_of(log_ratio), 0)),
   }

@@ -1,0 +1,39 @@
+"""Rewards of rollouts, [N, G], before any group statistic."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.core import units
+from grpo_jax.errors import UserError
+from grpo_jax.types import Batch, Rollouts
+
+
+def soft_overlong(length: Int[Array, "N G"], max_tokens: int, cache: int) -> Float[Array, "N G"]:
+  """Soft overlong punishment (DAPO, https://arxiv.org/abs/2503.14476, equation 13), in TOKENS.
+
+  0 up to max_tokens - cache, then linear down to -1 at max_tokens, -1 beyond.
+  """
+  if not 0 < cache <= max_tokens:
+    raise UserError(f"overlong_cache={cache} must be in 1..max_tokens={max_tokens}, in tokens")
+  over = (max_tokens - cache - length).astype(jnp.float32) / cache
+  return jnp.clip(over, -1.0, 0.0)
+
+
+def combine(
+  parts: Float[Array, "N G C"], part_weights: Float[Array, " C"]
+) -> tuple[Float[Array, "N G"], Bool[Array, "N G"]]:
+  """(sum_c w_c part_c, scored): NaN stands for None, a part that does not apply to the rollout.
+
+  Such a part adds nothing. Where all parts are None the reward is 0 and `scored` is False: put it
+  into `Rollouts.alive`, which takes the rollout out of mean, deviation and loss.
+  """
+  given = ~jnp.isnan(parts)
+  total = jnp.sum(jnp.where(given, parts, 0) * part_weights[None, None], axis=-1)
+  return total, jnp.any(given, axis=-1)
+
+
+def kl_of_rollout(batch: Batch, rollouts: Rollouts) -> Float[Array, "N G"]:
+  """sum_t logp_old - logp_ref of each rollout: k1 as a part of the reward, where it is unbiased."""
+  if batch.logp_old is None or batch.logp_ref is None:
+    raise UserError("batch.logp_old and batch.logp_ref are needed for a KL penalty in the reward")
+  return units.by_rollout(units.pool_sum(batch.logp_old - batch.logp_ref, batch), batch, rollouts)

@@ -1,0 +1,47 @@
+"""Group Sequence Policy Optimization.
+
+C. Zheng et al., 2025, https://arxiv.org/abs/2507.18071.
+
+  L = -1/N sum_i min(s_i A_i, clip(s_i, 1 - eps_low, 1 + eps_high) A_i)                   (eq 5)
+  s_i = exp(1/L_i sum_t (logp_it - logp_old_it))                                          (eq 7)
+  A_i as in GRPO
+
+One ratio a sequence, and a sequence is a unit of the batch: with packing or a shared prefix it is
+still pooled per completion. form="token" is GSPO-token (eq 13, 14): the same value, and, as long as
+all tokens of a unit have the same advantage, the same gradient.
+"""
+
+import jax.numpy as jnp
+
+from grpo_jax.core import groups, surrogates, units, weights
+from grpo_jax.errors import UserError
+from grpo_jax.types import Credit, Method
+
+
+def make(
+  *,
+  eps_low: float = 3e-4,
+  eps_high: float = 4e-4,
+  form: str = "sequence",
+  ddof: int = 1,
+  eps_std: float = 1e-4,
+) -> Method:
+  if form not in ("sequence", "token"):
+    raise UserError(f"form={form!r} is unknown: use sequence or token")
+  sequence_ratio = {
+    "sequence": surrogates.sequence_log_ratio,
+    "token": surrogates.token_form,
+  }[form]
+
+  def credit(state, rollouts, batch):
+    adv = groups.standardize(rollouts.reward, rollouts.alive, ddof=ddof, eps=eps_std)
+    return Credit(adv=units.of_owner(adv, batch), weight=weights.rollout_mean(batch, rollouts))
+
+  def loss(fwd, batch, credit):
+    adv = units.spread(credit.adv, batch)
+    log_ratio = sequence_ratio(surrogates.log_ratio(fwd, batch), batch)
+    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
+    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
+    return jnp.sum(credit.weight * term), metrics
+
+  return Method(credit=credit, loss=loss)

@@ -1,0 +1,67 @@
+"""Proximal Policy Optimization Algorithms.
+
+J. Schulman et al., 2017, https://arxiv.org/abs/1707.06347.
+
+  L = mean over tokens of -min(r_t A_t, clip(r_t, 1 - eps_low, 1 + eps_high) A_t)         (eq 7)
+      + value_coef max((V_t - target_t)^2, (clip(V_t, V_old_t +- eps_value) - target_t)^2)
+      - beta_entropy H_t                                                                  (eq 9)
+  A_t, target_t = A_t + V_old_t by generalized advantage estimation                       (eq 11)
+
+Every token is a step. The reward of a rollout comes with its last token; each token may pay
+beta_kl (logp_old - logp_ref). whiten: A is shifted and scaled to mean 0 and deviation 1 over the
+tokens of the batch (targets are made before). The clip of the value is from the released code;
+eps_value=None leaves it out. Reads the old values in batch.extra["value"] and the new in fwd.value.
+A rollout has to lie in one row; several rollouts may share one.
+"""
+
+import jax.numpy as jnp
+
+from grpo_jax.core import groups, returns, surrogates, units, values, weights
+from grpo_jax.types import Credit, Method
+
+
+def make(
+  *,
+  eps_low: float = 0.2,
+  eps_high: float = 0.2,
+  gamma: float = 1.0,
+  lam: float = 0.95,
+  whiten: bool = True,
+  value_coef: float = 0.5,
+  eps_value: float | None = 0.2,
+  beta_kl: float = 0.0,
+  beta_entropy: float = 0.0,
+  aggregate: str = "token_mean",
+) -> Method:
+  def credit(state, rollouts, batch):
+    weight = weights.aggregate(aggregate, batch, rollouts)
+    used = (weight > 0).astype(weight.dtype)
+    outcome = units.spread(units.of_owner(rollouts.reward, batch), batch)
+    reward = jnp.where(units.is_last(batch), outcome, 0)
+    if beta_kl:
+      reward = reward - beta_kl * units.masked(batch.logp_old - batch.logp_ref, batch)
+    owner = units.token_owner(batch)
+    adv, target = returns.gae(
+      reward, batch.extra["value"], used, gamma=gamma, lam=lam, segment=owner
+    )
+    if whiten:
+      adv = groups.whiten(adv, used > 0)
+    return Credit(
+      adv=units.pool_mean(adv, batch), adv_token=adv, weight=weight, extra={"target": target}
+    )
+
+  def loss(fwd, batch, credit):
+    adv = units.token_adv(credit, batch)
+    log_ratio = surrogates.log_ratio(fwd, batch)
+    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
+    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
+    value, value_old = (units.masked(v, batch) for v in (fwd.value, batch.extra["value"]))
+    error = values.clipped_value_loss(value, value_old, credit.extra["target"], eps_value)
+    metrics["value_loss"] = jnp.sum(credit.weight * error)
+    term = term + value_coef * error
+    if beta_entropy:
+      term = term - beta_entropy * units.masked(fwd.entropy, batch)
+    return jnp.sum(credit.weight * term), metrics
+
+  needs = ("value", "logp_old") + ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
+  return Method(credit=credit, loss=loss, needs=needs)

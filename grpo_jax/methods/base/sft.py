@@ -1,0 +1,26 @@
+"""Supervised fine-tuning: maximum likelihood of the completions in the data set.
+
+  L = -1/sum_i L_i sum_i sum_t logp_it          (aggregate="rollout_mean": 1/(N L_i) instead)
+
+The case A = 1, logp_ref = sg(logp) of the unified estimator. Rewards are not read; completions with
+`alive` False are left out.
+"""
+
+import jax.numpy as jnp
+
+from grpo_jax.core import surrogates, units, weights
+from grpo_jax.types import Credit, Fixed, Method
+
+
+def make(*, aggregate: str = "token_mean") -> Method:
+  def credit(state, rollouts, batch):
+    adv = rollouts.alive.astype(batch.mask.dtype)
+    return Credit(
+      adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
+    )
+
+  def loss(fwd, batch, credit):
+    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
+    return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight)}
+
+  return Method(credit=credit, loss=loss, plan=Fixed())

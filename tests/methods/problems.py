@@ -1,0 +1,142 @@
+"""Random ragged batches, and the same batch in three layouts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.types import Batch, Fwd, Rollouts
+
+TOKEN_FIELDS = ("logp", "logp_old", "logp_ref", "entropy", "value", "value_old")
+
+
+@dataclasses.dataclass
+class Problem:
+  """numpy arrays of N x G rollouts: tokens, trained and the six fields are [N, G, T]."""
+
+  reward: np.ndarray
+  alive: np.ndarray
+  truncated: np.ndarray
+  trained: np.ndarray  # bool; may have holes (tool tokens) inside a completion
+  tokens: np.ndarray
+  fields: dict
+
+  def length(self):
+    return self.trained.sum(-1)
+
+
+def ragged(seed, n=4, g=4, t=6, dead=0.1, holes=0.1, spread=0.4, dtype=np.float32) -> Problem:
+  rng = np.random.default_rng(seed)
+  shape = (n, g, t)
+  logp_old = -rng.gamma(1.5, 1.0, shape)
+  fields = {
+    "logp": logp_old + spread * rng.normal(size=shape),
+    "logp_old": logp_old,
+    "logp_ref": logp_old + spread * rng.normal(size=shape),
+    "entropy": rng.uniform(0, 2, shape),
+    "value": rng.normal(size=shape),
+    "value_old": rng.normal(size=shape),
+  }
+  length = rng.integers(1, t + 1, (n, g))
+  trained = (np.arange(t) < length[..., None]) & (rng.uniform(size=shape) > holes)
+  reward = rng.normal(size=(n, g))
+  alive = rng.uniform(size=(n, g)) > dead
+  return Problem(
+    reward=np.where(alive, reward, np.nan).astype(dtype),
+    alive=alive,
+    truncated=rng.uniform(size=(n, g)) < 0.2,
+    trained=trained,
+    tokens=rng.integers(0, 50, shape),
+    fields={k: v.astype(dtype) for k, v in fields.items()},
+  )
+
+
+def rollouts_of(p: Problem) -> Rollouts:
+  return Rollouts(
+    prompt=jnp.arange(p.reward.shape[0], dtype=jnp.int32),
+    reward=jnp.asarray(p.reward),
+    alive=jnp.asarray(p.alive),
+    correct=jnp.asarray(p.alive & (np.nan_to_num(p.reward) > 0)),
+    truncated=jnp.asarray(p.truncated),
+    length=jnp.asarray(p.length(), jnp.int32),
+  )
+
+
+def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 0.0):
+  """(rollouts, batch, fwd, place): place maps [N, G, T] into rows and columns of the layout.
+
+  flat: a row is a rollout. shared: a row is a prompt, its completions are its units. cut: a rollout
+  is two rows. packed: a row is half a group. `junk` fills every slot the mask excludes.
+  """
+  n, g, t = p.trained.shape
+  i, j, k = np.meshgrid(np.arange(n), np.arange(g), np.arange(t), indexing="ij")
+  flat = i * g + j
+  half = t // 2
+  if layout == "flat":
+    row, col, unit, owner = flat, k, np.zeros_like(k), np.arange(n * g)[:, None]
+    width = t
+  elif layout == "shared":
+    row, col, unit, owner = i, j * t + k, j, np.arange(n * g).reshape(n, g)
+    width = g * t
+  elif layout == "cut":
+    row, col, unit = 2 * flat + (k >= half), np.where(k < half, k, k - half), np.zeros_like(k)
+    owner, width = np.arange(n * g).repeat(2)[:, None], t - half
+  elif layout == "packed":
+    row, col, unit = flat // 2, (j % 2) * t + k, j % 2
+    owner, width = np.arange(n * g).reshape(-1, 2), 2 * t
+  else:
+    raise ValueError(layout)
+  rows, units = owner.shape
+  mask = np.zeros((rows, width), bool)
+  mask[row, col] = p.trained
+  units_of_tokens = np.zeros((rows, width), np.int32)
+  units_of_tokens[row, col] = unit
+  unit_mask = np.zeros((rows, units), bool)
+  unit_mask[row[p.trained], unit[p.trained]] = True
+
+  def put(x):
+    out = np.full((rows, width), junk, x.dtype)
+    out[row[p.trained], col[p.trained]] = x[p.trained]
+    return jnp.asarray(out)
+
+  made = {name: put(x) for name, x in p.fields.items()}
+  tokens = np.full((rows, width), -7 if np.isnan(junk) else 0, np.int32)
+  tokens[row[p.trained], col[p.trained]] = p.tokens[p.trained]
+  dtype = p.reward.dtype
+  batch = Batch(
+    tokens=jnp.asarray(tokens),
+    mask=jnp.asarray(mask, dtype),
+    unit=jnp.asarray(units_of_tokens),
+    unit_mask=jnp.asarray(unit_mask, dtype),
+    owner=jnp.asarray(owner, jnp.int32),
+    logp_old=made["logp_old"],
+    logp_ref=made["logp_ref"] if "ref" in needs else None,
+    extra={"value": made["value_old"]} if "value" in needs else {},
+  )
+  fwd = Fwd(
+    logp=made["logp"],
+    entropy=made["entropy"] if "entropy" in needs else None,
+    value=made["value"] if "value" in needs else None,
+  )
+  return rollouts_of(p), batch, fwd, (row, col)
+
+
+def value_and_grad(method, fwd, batch, credit):
+  """(loss, metrics, d loss / d logp, d loss / d value or None)."""
+  if fwd.value is None:
+    f = lambda logp: method.loss(fwd.replace(logp=logp), batch, credit)
+    (loss, metrics), grad = jax.value_and_grad(f, has_aux=True)(fwd.logp)
+    return loss, metrics, grad, None
+  f = lambda logp, value: method.loss(fwd.replace(logp=logp, value=value), batch, credit)
+  (loss, metrics), grads = jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(fwd.logp, fwd.value)
+  return loss, metrics, *grads
+
+
+def run(method, problem, layout="flat", junk=0.0):
+  """credit and loss in one go; gradients come back as [N, G, T]."""
+  rollouts, batch, fwd, place = lay_out(problem, layout, method.needs, junk)
+  credit = method.credit(method.init(len(problem.reward)), rollouts, batch)
+  loss, metrics, *grads = value_and_grad(method, fwd, batch, credit)
+  grads = [None if d is None else np.asarray(d)[place] for d in grads]
+  return np.asarray(loss), metrics, *grads, np.asarray(credit.weight)[place]
