@@ -1,13 +1,11 @@
 """The own scorer of a reasoning-gym task. Some of them eval() the answer: run them in the pool."""
 
 import json
-import re
 
 from grpo_jax.lookup import gym_dataset, unknown
-from grpo_jax.verifiers.item import Item, first_line
+from grpo_jax.verifiers.item import Item, first_line, tagged
 
 EXTRACT = ("auto", "tag", "first_line", "all")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def extract_answer(completion: str, mode: str) -> str | None:
@@ -15,11 +13,9 @@ def extract_answer(completion: str, mode: str) -> str | None:
   if mode == "first_line":
     return first_line(completion)
   if mode != "all":
-    found = _TAG.findall(completion)
-    if found:
-      return found[-1].strip()
-    if mode == "tag":
-      return None
+    found = tagged(completion)
+    if found is not None or mode == "tag":
+      return found
   return completion.strip()
 
 

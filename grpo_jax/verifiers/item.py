@@ -24,3 +24,10 @@ def first_line(text: str) -> str:
     if line.strip():
       return line.strip()
   return ""
+
+
+def tagged(text: str) -> str | None:
+  """What the last complete <answer>...</answer> holds; linear in the text, whatever it repeats."""
+  end = text.rfind("</answer>")
+  start = text.rfind("<answer>", 0, max(end, 0))
+  return None if start < 0 else text[start + len("<answer>") : end].strip()

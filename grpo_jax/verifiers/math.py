@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import unknown
-from grpo_jax.verifiers.item import Item, first_line
+from grpo_jax.verifiers.item import Item, first_line, tagged
 
 EXTRACT = ("auto", "first_line", "last_number", "boxed", "hashes", "tag", "all")
 _SCAN = 20_000  # an answer stands at the end: what is before its last characters is not read
@@ -31,7 +31,6 @@ _DRESSING = re.compile(
   r"\\(?:left|right|displaystyle|,|;|!|\s)|\\(?:text|mathrm|mbox)(?=\{)|\\?[$%]"
 )
 _SAID = re.compile(r"(?:answer\s*(?:is|:|=))\s*:?", re.IGNORECASE)
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
 def _plain(text: str) -> str:
@@ -95,9 +94,9 @@ def last_number(text: str) -> str | None:
 
 def _marked(text: str, mode: str) -> str | None:
   """The answer where a mark says that it is: tag, box, hashes."""
-  if mode in ("auto", "tag") and (found := _TAG.findall(text)):
-    inner = boxed(found[-1])
-    return found[-1].strip() if inner is None else inner
+  if mode in ("auto", "tag") and (found := tagged(text)) is not None:
+    inner = boxed(found)
+    return found if inner is None else inner
   if mode in ("auto", "boxed") and ("\\boxed{" in text or "\\fbox{" in text):
     return boxed(text) or ""
   if mode in ("auto", "hashes") and "####" in text:
