@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from grpo_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -51,3 +53,17 @@ def text_hash(text: str, salt: str = "") -> int:
 
 def numbered(problems: Iterable[Problem], start: int = 0) -> list[Problem]:
   return [replace(p, id=start + i) for i, p in enumerate(problems)]
+
+
+def split(problems: list[Problem], heldout: int) -> tuple[list[Problem], list[Problem]]:
+  """(train, heldout): `heldout` distinct questions by the hash of their text, one row each."""
+  first: dict[str, Problem] = {}
+  for p in problems:
+    first.setdefault(p.question, p)
+  if heldout >= len(first):
+    raise UserError(
+      f"data.heldout: {heldout} of {len(first)} distinct questions leave none to train on; lower it"
+    )
+  held = sorted(first, key=lambda q: text_hash(q, "heldout"))[:heldout]
+  apart = set(held)
+  return [p for p in problems if p.question not in apart], [first[q] for q in held]

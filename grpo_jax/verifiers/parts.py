@@ -52,7 +52,7 @@ def parse(parts: Sequence[Any]) -> list[Spec]:
     name = part.get("name")
     if name not in BUILTIN and (not isinstance(name, str) or ":" not in name):
       raise unknown(f"{where}.name (or give 'module:function')", name, BUILTIN)
-    spec = Spec(**part)
+    spec = Spec(**part | {"args": dict(part.get("args") or {})})
     if not isinstance(spec.weight, int | float) or not math.isfinite(spec.weight):
       raise UserError(f"{where}.weight: expected a finite number, got {spec.weight!r}")
     specs.append(spec)

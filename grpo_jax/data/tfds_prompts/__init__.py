@@ -1,0 +1,1 @@
+"""tensorflow-datasets builder of prompts, in a folder of its own as tfds expects."""
