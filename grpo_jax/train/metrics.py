@@ -56,6 +56,7 @@ class MetricsWriter:
     self._seconds: deque[float] = deque(maxlen=20)
     self._clock = time.monotonic()
     self._line_open = False
+    self._started = False
     last = math.inf if keep_below_step is None else keep_below_step - 1
     if self.path.exists():
       self.truncate_after(last)
@@ -66,6 +67,10 @@ class MetricsWriter:
     Values: anything `float` takes (Python, numpy and jax scalars). "kind" may also be a key of
     `metrics`. Raises UserError for a value that is not a scalar.
     """
+    if not self._started:
+      # A run that goes on is not finished, whatever an earlier, shorter one left here.
+      (self.workdir / "final.json").unlink(missing_ok=True)
+      self._started = True
     row: dict[str, Any] = {"step": int(step), "kind": metrics.get("kind", kind)}
     nonfinite = 0
     for name, value in metrics.items():
@@ -120,7 +125,10 @@ class MetricsWriter:
       self._line_open = False
 
   def finish(self, final: Mapping[str, Any]) -> None:
-    """Writes final.json (which `report` reads) and prints the run's last line, `final: {json}`."""
+    """Writes final.json, which the report reads, and prints the run's last line `final: {json}`.
+
+    The report reads accuracy_before, accuracy_after, problems, wall_s, gain_low and gain_high.
+    """
     self.close()
     clean = {k: _number(k, v) if _is_number(v) else v for k, v in final.items()}
     text = json.dumps(clean, allow_nan=False)

@@ -13,6 +13,7 @@ from grpo_jax.train import rollout_log
 MAX_POINTS = 400  # of a curve; longer ones are averaged in equal buckets
 ROLLOUT_BYTES = 600_000  # of JSON, so that the page stays below 1 MB
 ROLLOUT_STEPS = 24
+PEAKS = ("logp_gap", "max_ratio", "nonfinite", "reward_failed")
 TOKEN_FIELDS = ("logp", "entropy", "ratio", "adv")
 
 
@@ -47,8 +48,10 @@ def load(workdir) -> dict[str, Any]:
 
 
 def series(rows: list[dict]) -> dict[str, list]:
-  """{"step": [...], metric: [value or None, ...]}; a row written twice counts once, the last."""
-  by_step = {row["step"]: row for row in rows}
+  """{"step": [...], metric: [value or None, ...]}; rows of one step are merged, the later wins."""
+  by_step: dict[int, dict] = {}
+  for row in rows:
+    by_step[row["step"]] = by_step.get(row["step"], {}) | row
   steps = sorted(by_step)
   names = dict.fromkeys(k for s in steps for k in by_step[s] if k not in ("step", "kind"))
   out: dict[str, list] = {"step": steps}
@@ -117,7 +120,10 @@ def _newcombe(before: float, after: float, n: int) -> tuple[float, float]:
 
 
 def shorten(table: dict[str, list], limit: int = MAX_POINTS) -> dict[str, list]:
-  """At most `limit` points a curve: means over equal buckets, placed at the bucket's last step."""
+  """At most `limit` points a curve: one for each of equal buckets, placed at its last step.
+
+  A bucket's mean, but its maximum for the metrics of `PEAKS`, where one bad update must stay seen.
+  """
   steps = table["step"]
   if len(steps) <= limit:
     return table
@@ -125,7 +131,8 @@ def shorten(table: dict[str, list], limit: int = MAX_POINTS) -> dict[str, list]:
   out: dict[str, list] = {"step": [steps[b - 1] for b in edges[1:]]}
   for name, values in table.items():
     if name != "step":
-      out[name] = [_mean(values[a:b]) for a, b in itertools.pairwise(edges)]
+      pool = _peak if name in PEAKS else _mean
+      out[name] = [pool(values[a:b]) for a, b in itertools.pairwise(edges)]
   return out
 
 
@@ -285,6 +292,10 @@ def flatten(config, prefix: str = "") -> list[tuple[str, str]]:
 def _mean(values: list) -> float | None:
   known = [x for x in values if x is not None]
   return sum(known) / len(known) if known else None
+
+
+def _peak(values: list) -> float | None:
+  return max((x for x in values if x is not None), default=None)
 
 
 def _json(path: Path) -> dict | None:

@@ -27,7 +27,7 @@ function num(v) {
   if (!known(v)) return "–";
   const a = Math.abs(v);
   if (a === 0) return "0";
-  if (a < 1e-3 || a >= 1e6) return v.toExponential(1).replace("e+", "e");
+  if (a < 1e-3 || a >= 1e6) return v.toExponential(1).replace(".0e", "e").replace("e+", "e");
   return a >= 1000 ? Math.round(v).toLocaleString("en") : trim(v.toFixed(a >= 100 ? 0 : a >= 10 ? 1 : 3));
 }
 const pct = (v) => (known(v) ? (100 * v).toFixed(Math.abs(v) < 0.1 && v !== 0 ? 1 : 0) + "%" : "–");
@@ -128,7 +128,7 @@ function draw(c) {
   const [y0, y1] = range(spec);
   const marks = ticks(y0, y1, spec.log);
   const names = marks.map(spec.log ? short.power : spec.format === pct ? short.pct : spec.tick || spec.format);
-  const left = 12 + 6.2 * Math.max(...names.map((s) => s.length), 2), right = spec.ends ? 92 : 10, base = h - 20;
+  const left = 12 + 6.2 * Math.max(...names.map((s) => s.length), 2), right = spec.ends ? 92 : 6 + 3.4 * String(x1).length, base = h - 20;
   const f = spec.log ? (y) => Math.log10(Math.max(y, y0)) : (y) => y;
   const half = spec.stack ? (w - left - right) / xs.length / 2 : 0;
   c.px = (x) => left + half + ((x - x0) / (x1 - x0)) * (w - left - right - 2 * half);
@@ -158,15 +158,14 @@ function line(c, s) {
   }
   for (const p of c.spec.dots ? band : [])
     c.plot.append(svg("line", { x1: c.px(p[0]), x2: c.px(p[0]), y1: c.py(s.low[p[2]]), y2: c.py(s.high[p[2]]), stroke: s.color, opacity: 0.55, "stroke-width": 1.5 }));
-  const many = pts.length > 40 && !c.spec.dots;
+  const many = pts.length > 40 && !c.spec.dots, smooth = many && !c.spec.log;
   const stroke = { fill: "none", stroke: s.color, "stroke-linejoin": "round", "stroke-linecap": "round" };
-  c.plot.append(svg("path", { d: path(pts), ...stroke, "stroke-width": many ? 1 : 2, opacity: many ? 0.35 : 1 }));
-  if (many && !c.spec.log) {
-    const a = 2 / (pts.length / 12 + 1);
-    let m = pts[0][1], wsum = 1;
+  c.plot.append(svg("path", { d: path(pts), ...stroke, "stroke-width": many ? 1 : 2, opacity: smooth ? 0.35 : 1 }));
+  if (smooth) {
+    const reach = Math.round(pts.length / 24);
     const soft = pts.map((p, i) => {
-      if (i) { wsum = 1 + (1 - a) * wsum; m += (p[1] - m) / wsum; }
-      return [p[0], m];
+      const near = pts.slice(Math.max(0, i - reach), i + reach + 1);
+      return [p[0], near.reduce((sum, q) => sum + q[1], 0) / near.length];
     });
     c.plot.append(svg("path", { d: path(soft), ...stroke, "stroke-width": 2 }));
   }
@@ -186,13 +185,13 @@ function ends(c, x) {
 }
 function stack(c, half, base) {
   const { x, series } = c.spec;
-  const floor = x.map(() => 0), wide = Math.max(1, Math.min(44, 2 * half - (half > 2 ? 2 : 0)));
+  const floor = x.map(() => 0), wide = Math.max(1, Math.min(44, 2 * half + (half > 2 ? -2 : 0.5)));
   for (const s of series) {
     x.forEach((v, i) => {
       const y = s.y[i] || 0;
       if (y <= 0) return;
       const yTop = c.py(floor[i] + y), yBottom = Math.min(c.py(floor[i]), base);
-      c.plot.append(svg("rect", { x: c.px(v) - wide / 2, y: yTop, width: wide, height: Math.max(0, yBottom - yTop), fill: s.color }));
+      c.plot.append(svg("rect", { x: c.px(v) - wide / 2, y: yTop, width: wide, height: Math.max(0, yBottom - yTop), fill: s.color, "shape-rendering": "crispEdges" }));
       floor[i] += y;
     });
   }
@@ -258,7 +257,11 @@ function curves() {
       series: [["clip_low", "below"], ["clip_high", "above"]].filter(([k]) => has(k)).map(([k, name], i) => ({ name, y: T[k], color: color(i) })) });
   const skip = new Set(["step", "clip_low", "clip_high", "nonfinite", ...MAIN]);
   for (const name of Object.keys(T)) if (!skip.has(name) && !name.startsWith("time_") && has(name)) one(more, name, T.step, T[name]);
-  for (const [name, y] of Object.entries(run.evals.other)) if (y.some(known)) one(more, name, run.evals.step, y);
+  for (const [name, y] of Object.entries(run.evals.other)) if (y.some(known)) {
+    const share = /^eval_(pass@|maj@|truncated)/.test(name);
+    chart(more, { title: "Held-out " + name.replace("eval_", ""), why: "Evaluation", x: run.evals.step, format: share ? pct : num, dots: 1,
+      zero: share, unit: share, series: [{ name, y, color: color(0) }] });
+  }
   if (!main.children.length) main.replaceWith(el("p", { class: "card hint" }, "No training metrics were recorded."));
   if (!more.children.length) document.getElementById("more").remove();
 }
@@ -309,7 +312,7 @@ function viewer() {
   const seg = el("div", { class: "seg", role: "radiogroup", "aria-label": "Colour tokens by" }, Object.entries(QUANTITIES).map(([k, q]) =>
     el("label", {}, el("input", { type: "radio", name: "by", value: k, onchange: () => { view.by = k; render(); } }), q.name)));
   const sort = el("input", { type: "checkbox", onchange: (e) => { view.sort = e.target.checked; render(); } });
-  const legend = el("div", { class: "legend" }), body = el("div", { class: "card" });
+  const legend = el("div", { class: "legend" }), body = el("div", { class: "card samples" });
   host.append(el("div", { class: "bar" }, el("label", {}, "Update", el("div", { class: "row" }, steps, back, next)),
     el("label", {}, "Prompt", el("div", {}, prompts)), el("div", {}, el("label", {}, "Colour by"), seg), legend,
     el("label", { class: "check" }, sort, " sort by reward")), body);
@@ -322,7 +325,8 @@ function viewer() {
     next.disabled = view.step === run.rollouts.length - 1;
     prompts.replaceChildren(...groups.map((g, i) => {
       const right = g.samples.filter((s) => s.correct).length;
-      const tail = (g.prompt || "").trim().split(/\s*\n\s*/).slice(-2).join(" ").slice(-48);
+      const lines = (g.prompt || "").trim().split(/\s*\n\s*/).slice(-2).join(" ");
+      const tail = lines.length > 48 ? "…" + lines.slice(-47) : lines;
       return el("option", { value: i }, `${g.label ? g.label + " · " : ""}${tail} · ${right}/${g.samples.length}`);
     }));
     prompts.value = view.group;
