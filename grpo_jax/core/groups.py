@@ -15,6 +15,12 @@ from grpo_jax.errors import UserError
 SCALES = ("group", "batch", "none")
 
 
+def check(scale: str) -> None:
+  """Raises UserError for a name that is not in SCALES."""
+  if scale not in SCALES:
+    raise UserError(f"scale={scale!r} is unknown: use one of {', '.join(SCALES)}")
+
+
 def count(alive: Bool[Array, "N G *rest"]) -> Array:
   return jnp.sum(alive, axis=1, keepdims=True, dtype=jnp.int32)
 
@@ -65,8 +71,7 @@ def standardize(
          "batch"  s is the deviation of all alive rewards of the batch, not centered by group
          "none"   no division: `center`
   """
-  if scale not in SCALES:
-    raise UserError(f"scale={scale!r} is unknown: use one of {', '.join(SCALES)}")
+  check(scale)
   if scale == "none":
     return center(x, alive)
   s = std(x, alive, ddof=ddof) if scale == "group" else batch_std(x, alive, ddof=ddof)

@@ -15,6 +15,12 @@ from grpo_jax.types import Batch, Rollouts
 KINDS = ("sigmoid", "ipo")
 
 
+def check(kind: str) -> None:
+  """Raises UserError for a name that is not in KINDS."""
+  if kind not in KINDS:
+    raise UserError(f"kind={kind!r} is unknown: use one of {', '.join(KINDS)}")
+
+
 def usable_pairs(batch: Batch, rollouts: Rollouts) -> Bool[Array, "N 2"]:
   """True on both of a pair if both are alive and have trained tokens and the rewards differ."""
   if rollouts.reward.shape[1] != 2:
@@ -53,8 +59,7 @@ def pair_loss(
            e = label_smoothing is the chance that a label is wrong
   ipo      (h - 1 / (2 beta))^2                                   IPO, 2310.12036, equation 17
   """
-  if kind not in KINDS:
-    raise UserError(f"kind={kind!r} is unknown: use one of {', '.join(KINDS)}")
+  check(kind)
   if kind == "ipo":
     return (margin - 1 / (2 * beta)) ** 2
   right = (1 - label_smoothing) * jax.nn.log_sigmoid(beta * margin)

@@ -8,13 +8,18 @@ from grpo_jax.errors import UserError
 from grpo_jax.types import Batch, Rollouts
 
 
+def check_overlong(max_tokens: int, cache: int) -> None:
+  """Raises UserError unless 0 < cache <= max_tokens."""
+  if not 0 < cache <= max_tokens:
+    raise UserError(f"overlong_cache={cache} must be in 1..max_tokens={max_tokens}, in tokens")
+
+
 def soft_overlong(length: Int[Array, "N G"], max_tokens: int, cache: int) -> Float[Array, "N G"]:
   """Soft overlong punishment (DAPO, https://arxiv.org/abs/2503.14476, equation 13), in TOKENS.
 
   0 up to max_tokens - cache, then linear down to -1 at max_tokens, -1 beyond.
   """
-  if not 0 < cache <= max_tokens:
-    raise UserError(f"overlong_cache={cache} must be in 1..max_tokens={max_tokens}, in tokens")
+  check_overlong(max_tokens, cache)
   over = (max_tokens - cache - length).astype(jnp.float32) / cache
   return jnp.clip(over, -1.0, 0.0)
 

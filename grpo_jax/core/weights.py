@@ -25,6 +25,14 @@ from grpo_jax.types import Batch, Rollouts
 AGGREGATES = ("rollout_mean", "token_mean", "constant", "rollout_sum", "unit_mean")
 
 
+def check(name: str, max_tokens: int | None = None) -> None:
+  """Raises UserError for an unknown aggregate, or "constant" without a token budget."""
+  if name not in AGGREGATES:
+    raise UserError(f"aggregate={name!r} is unknown: use one of {', '.join(AGGREGATES)}")
+  if name == "constant" and (max_tokens is None or max_tokens < 1):
+    raise UserError(f"max_tokens={max_tokens} must be the token budget of a completion, at least 1")
+
+
 def drop_truncated(rollouts: Rollouts) -> Bool[Array, "N G"]:
   """An `include` that leaves out rollouts without a stop token; they stay in group statistics."""
   return ~rollouts.truncated
@@ -45,10 +53,10 @@ def token_mean(
 
 
 def constant(
-  batch: Batch, rollouts: Rollouts, tokens: int, include: Bool[Array, "N G"] | None = None
+  batch: Batch, rollouts: Rollouts, tokens: int | None, include: Bool[Array, "N G"] | None = None
 ) -> Float[Array, "R T"]:
-  if not tokens or tokens < 1:
-    raise UserError(f"max_tokens={tokens} must be the token budget of a completion, at least 1")
+  check("constant", tokens)
+  assert tokens is not None
   return rollout_sum(batch, rollouts, include) / tokens
 
 
@@ -78,10 +86,9 @@ def aggregate(
   include: Bool[Array, "N G"] | None = None,
 ) -> Float[Array, "R T"]:
   """The weights called `name`, one of AGGREGATES; "constant" divides by `max_tokens`."""
-  if name not in AGGREGATES:
-    raise UserError(f"aggregate={name!r} is unknown: use one of {', '.join(AGGREGATES)}")
+  check(name, max_tokens)
   if name == "constant":
-    return constant(batch, rollouts, max_tokens or 0, include)
+    return constant(batch, rollouts, max_tokens, include)
   chosen = {
     "rollout_mean": rollout_mean,
     "token_mean": token_mean,

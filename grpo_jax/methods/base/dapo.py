@@ -30,6 +30,8 @@ def make(
   eps_std: float = 1e-4,
   drop_truncated: bool = False,
 ) -> Method:
+  rewards.check_overlong(max_tokens, overlong_cache)
+
   def credit(state, rollouts, batch):
     punishment = rewards.soft_overlong(rollouts.length, max_tokens, overlong_cache)
     reward = rollouts.reward + punishment

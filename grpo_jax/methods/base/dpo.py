@@ -19,6 +19,8 @@ from grpo_jax.types import Credit, Fixed, Method
 
 
 def make(*, beta: float = 0.1, label_smoothing: float = 0.0, kind: str = "sigmoid") -> Method:
+  preference.check(kind)
+
   def credit(state, rollouts, batch):
     pair = preference.usable_pairs(batch, rollouts)
     chosen = rollouts.reward == jnp.max(rollouts.reward, axis=1, keepdims=True)

@@ -16,6 +16,8 @@ from grpo_jax.types import Credit, Method
 
 
 def make(*, max_tokens: int, eps_low: float = 0.2, eps_high: float = 0.2) -> Method:
+  weights.check("constant", max_tokens)
+
   def credit(state, rollouts, batch):
     adv = groups.center(rollouts.reward, rollouts.alive)
     return Credit(

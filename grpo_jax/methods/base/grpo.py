@@ -35,6 +35,8 @@ def make(
   drop_truncated: bool = False,
 ) -> Method:
   divergences.check(kl)
+  groups.check(scale)
+  weights.check(aggregate, max_tokens)
 
   def credit(state, rollouts, batch):
     adv = groups.standardize(rollouts.reward, rollouts.alive, scale=scale, ddof=ddof, eps=eps_std)

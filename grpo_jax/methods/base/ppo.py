@@ -33,6 +33,8 @@ def make(
   beta_entropy: float = 0.0,
   aggregate: str = "token_mean",
 ) -> Method:
+  weights.check(aggregate)
+
   def credit(state, rollouts, batch):
     weight = weights.aggregate(aggregate, batch, rollouts)
     used = (weight > 0).astype(weight.dtype)

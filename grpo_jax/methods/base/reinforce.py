@@ -18,6 +18,7 @@ from grpo_jax.types import Credit, Method
 def make(*, baseline: str = "batch", aggregate: str = "rollout_sum") -> Method:
   if baseline not in ("batch", "none"):
     raise UserError(f"baseline={baseline!r} is unknown: use batch or none")
+  weights.check(aggregate)
 
   def credit(state, rollouts, batch):
     adv = jnp.where(rollouts.alive, rollouts.reward, 0)

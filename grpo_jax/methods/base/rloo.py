@@ -16,6 +16,8 @@ from grpo_jax.types import Credit, Method
 
 
 def make(*, beta_kl: float = 0.0, aggregate: str = "rollout_sum") -> Method:
+  weights.check(aggregate)
+
   def credit(state, rollouts, batch):
     reward = rollouts.reward
     if beta_kl:

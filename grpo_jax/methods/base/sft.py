@@ -13,6 +13,8 @@ from grpo_jax.types import Credit, Fixed, Method
 
 
 def make(*, aggregate: str = "token_mean") -> Method:
+  weights.check(aggregate)
+
   def credit(state, rollouts, batch):
     adv = rollouts.alive.astype(batch.mask.dtype)
     return Credit(

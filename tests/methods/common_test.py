@@ -1,0 +1,340 @@
+"""The suite that every method passes: a new paper is one file plus one entry of CASES."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import problems
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from grpo_jax import methods
+from grpo_jax.core import unified
+
+
+def token_ratio(p):
+  return np.exp(p.fields["logp"] - p.fields["logp_old"])
+
+
+def sequence_ratio(p):
+  d = np.where(p.trained, p.fields["logp"] - p.fields["logp_old"], 0)
+  return np.exp(d.sum(-1, keepdims=True) / np.maximum(p.length(), 1)[..., None]) + 0 * d
+
+
+@dataclasses.dataclass
+class Case:
+  name: str
+  kwargs: dict = dataclasses.field(default_factory=dict)
+  group: int = 4
+  ratio: object = None  # stop-gradient factor of the unified estimator; None = 1 (REINFORCE)
+  pure: bool = True  # the loss is the policy term alone: no KL, entropy or value term
+  layouts: tuple = ("shared", "cut", "packed")
+  group_baseline: bool = True  # equal rewards in a group leave nothing to learn
+  credit_reduces: int = 1
+
+  def make(self):
+    return methods.get(self.name, **self.kwargs)
+
+  def problem(self, seed=0, **kwargs):
+    return problems.ragged(seed, g=self.group, n=16 // self.group, **kwargs)
+
+
+CASES = [
+  Case("sft", group_baseline=False),
+  Case("sft", {"aggregate": "rollout_mean"}, group_baseline=False),
+  Case("reinforce"),
+  Case("reinforce", {"baseline": "none"}, group_baseline=False),
+  Case("rloo"),
+  Case("rloo", {"beta_kl": 0.1}, pure=False, group_baseline=False),
+  Case("grpo", ratio=token_ratio),
+  Case("grpo", {"scale": "batch", "ddof": 0, "drop_truncated": True}, ratio=token_ratio),
+  Case("grpo", {"aggregate": "token_mean", "dual_clip": 1.5}, ratio=token_ratio),
+  Case("grpo", {"aggregate": "constant", "max_tokens": 9}, ratio=token_ratio),
+  Case("grpo", {"aggregate": "rollout_sum"}, ratio=token_ratio),
+  Case("grpo", {"aggregate": "unit_mean"}, ratio=token_ratio, layouts=("shared", "packed")),
+  Case("grpo", {"beta_kl": 0.1, "kl": "rk3", "beta_entropy": 0.01}, pure=False),
+  Case("dr_grpo", {"max_tokens": 9}, ratio=token_ratio),
+  Case("dapo", {"max_tokens": 6, "overlong_cache": 4}, ratio=token_ratio, group_baseline=False),
+  Case("dapo", ratio=token_ratio),
+  # The sequence of GSPO is a unit, and the steps of PPO are those of a row.
+  Case(
+    "gspo", {"eps_low": 0.1, "eps_high": 0.1}, ratio=sequence_ratio, layouts=("shared", "packed")
+  ),
+  Case("gspo", {"form": "token"}, ratio=sequence_ratio, layouts=("shared", "packed")),
+  Case("cispo", {"eps_high": 0.3}, ratio=lambda p: np.minimum(token_ratio(p), 1.3)),
+  Case("ppo", pure=False, layouts=("shared", "packed"), group_baseline=False, credit_reduces=6),
+  Case(
+    "ppo",
+    {"whiten": False, "value_coef": 0.0, "lam": 0.9, "gamma": 0.99},
+    ratio=token_ratio,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  Case(
+    "ppo",
+    {"beta_kl": 0.1, "beta_entropy": 0.01},
+    pure=False,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+    credit_reduces=6,
+  ),
+  Case("dpo", group=2),
+  Case("dpo", {"label_smoothing": 0.1}, group=2),
+  Case("dpo", {"kind": "ipo"}, group=2),
+]
+
+
+def label(case):
+  return "-".join([case.name, *(f"{k}={v}" for k, v in case.kwargs.items())])
+
+
+def some(wanted):
+  return pytest.mark.parametrize("case", [c for c in CASES if wanted(c)], ids=label)
+
+
+every_case = some(lambda case: True)
+
+
+def close(a, b, tol=2e-6):
+  chex.assert_trees_all_close(a, b, rtol=tol, atol=tol)
+
+
+def prepared(case, seed=0, layout="flat", **kwargs):
+  method = case.make()
+  rollouts, batch, fwd, _ = problems.lay_out(case.problem(seed, **kwargs), layout, method.needs)
+  credit = method.credit(method.init(len(rollouts.prompt)), rollouts, batch)
+  return method, rollouts, batch, fwd, credit
+
+
+def permuted(p, move):
+  changes = {f.name: getattr(p, f.name) for f in dataclasses.fields(p)}
+  return problems.Problem(
+    **{
+      name: {k: move(v) for k, v in x.items()} if name == "fields" else move(x)
+      for name, x in changes.items()
+    }
+  )
+
+
+def test_every_method_has_a_case():
+  assert {case.name for case in CASES} >= set(methods.names())
+
+
+@every_case
+def test_jit_equals_no_jit_and_compiles_once_for_equal_shapes(case):
+  method = case.make()
+
+  traces = []
+
+  @jax.jit
+  def step(rollouts, batch, fwd):
+    traces.append(1)
+    credit = method.credit(method.init(len(rollouts.prompt)), rollouts, batch)
+    return problems.value_and_grad(method, fwd, batch, credit)
+
+  for seed in (0, 1):
+    rollouts, batch, fwd, _ = problems.lay_out(case.problem(seed), "flat", method.needs)
+    credit = method.credit(method.init(len(rollouts.prompt)), rollouts, batch)
+    plain = problems.value_and_grad(method, fwd, batch, credit)
+    close(step(rollouts, batch, fwd), plain)
+  assert len(traces) == 1
+
+
+@every_case
+def test_value_metrics_and_gradient_do_not_depend_on_the_number_of_micro_batches(case):
+  method, _, batch, fwd, credit = prepared(case)
+  loss, metrics, *grads = problems.value_and_grad(method, fwd, batch, credit)
+  assert float(abs(loss)) > 1e-4 and np.abs(grads[0]).max() > 1e-3
+  for parts in (2, 4):
+    rows = batch.tokens.shape[0] // parts
+    total, sums, pieces = 0.0, [], []
+    for i in range(parts):
+      cut = jax.tree.map(lambda x: x[i * rows : (i + 1) * rows], (fwd, batch, credit))  # noqa: B023
+      part, more, *grad = problems.value_and_grad(method, *cut)
+      total, sums, pieces = total + part, [*sums, more], [*pieces, grad]
+    close(total, loss)
+    combined = {
+      k: max(m[k] for m in sums) if k.startswith("max_") else sum(m[k] for m in sums)
+      for k in metrics
+    }
+    close(combined, metrics)
+    for whole, cut in zip(grads, zip(*pieces, strict=True), strict=True):
+      if whole is not None:
+        close(jnp.concatenate(cut), whole, 1e-7)
+
+
+@every_case
+def test_permuted_prompts_and_permuted_rollouts_of_a_group_permute_the_gradient(case):
+  method, p = case.make(), case.problem()
+  rng = np.random.default_rng(5)
+  loss, metrics, *grads = problems.run(method, p)
+  prompts, inside = rng.permutation(len(p.reward)), rng.permutation(case.group)
+  for move in (lambda x: x[prompts], lambda x: x[:, inside]):
+    loss2, metrics2, *grads2 = problems.run(method, permuted(p, move))
+    close((loss2, metrics2), (loss, metrics))
+    close(grads2, [None if d is None else move(d) for d in grads], 1e-6)
+
+
+@every_case
+def test_permuted_rows_permute_the_gradient(case):
+  method, rollouts, batch, fwd, credit = prepared(case)
+  order = np.random.default_rng(6).permutation(batch.tokens.shape[0])
+  mixed, fwd_mixed = jax.tree.map(lambda x: x[order], (batch, fwd))
+  credit_mixed = method.credit(method.init(len(rollouts.prompt)), rollouts, mixed)
+  loss, _, *grads = problems.value_and_grad(method, fwd, batch, credit)
+  loss2, _, *grads2 = problems.value_and_grad(method, fwd_mixed, mixed, credit_mixed)
+  close(loss2, loss)
+  close(grads2, [None if d is None else d[order] for d in grads], 1e-6)
+
+
+@every_case
+def test_flat_shared_packed_and_cut_layouts_agree(case):
+  method, p = case.make(), case.problem(dead=0.15)
+  loss, _, *grads = problems.run(method, p)
+  on = np.broadcast_to(p.trained, p.trained.shape)
+  for layout in case.layouts:
+    other, _, *grads2 = problems.run(method, p, layout)
+    close(other, loss)
+    for a, b in zip(grads, grads2, strict=True):
+      if a is not None:
+        close(np.where(on, b, 0), np.where(on, a, 0), 1e-6)
+
+
+@every_case
+def test_gradient_is_exactly_zero_where_weight_is_zero(case):
+  method, _, batch, fwd, credit = prepared(case, dead=0.3)
+  _, _, *grads = problems.value_and_grad(method, fwd, batch, credit)
+  off = np.asarray(credit.weight) == 0
+  assert off.any() and not off.all()
+  for grad in grads:
+    if grad is not None:
+      assert (np.asarray(grad)[off] == 0).all()
+
+
+@every_case
+def test_weight_is_zero_off_the_mask_and_on_dead_rollouts(case):
+  method, p = case.make(), case.problem(dead=0.3)
+  *_, weight = problems.run(method, p)
+  assert (weight[~p.alive] == 0).all() and (weight >= 0).all() and weight.any()
+  _, batch, _, _ = problems.lay_out(p, "flat", method.needs)
+  credit = method.credit(method.init(len(p.reward)), problems.rollouts_of(p), batch)
+  assert (np.asarray(credit.weight)[np.asarray(batch.mask) == 0] == 0).all()
+
+
+@every_case
+def test_nan_in_every_masked_slot_changes_neither_value_nor_gradient(case):
+  method, p = case.make(), case.problem()
+  for layout in ("flat", *case.layouts):
+    clean, dirty = (problems.run(method, p, layout, junk) for junk in (0.0, np.nan))
+    chex.assert_trees_all_equal(clean, dirty)
+    assert np.isfinite(dirty[2]).all()
+
+
+@every_case
+def test_an_empty_mask_a_dead_batch_and_all_truncated_give_zero_without_nan(case):
+  method = case.make()
+  for change in ("mask", "alive", *["truncated"] * case.kwargs.get("drop_truncated", False)):
+    p = case.problem()
+    if change == "mask":
+      p.trained[:] = False
+    elif change == "alive":
+      p.alive[:], p.reward[:] = False, np.nan
+    else:
+      p.truncated[:] = True
+    loss, metrics, *grads = problems.run(method, p)
+    assert loss == 0
+    for x in jax.tree.leaves((metrics, grads)):
+      assert (np.asarray(x) == 0).all()
+
+
+@some(lambda case: case.group_baseline)
+def test_equal_rewards_in_a_group_give_exactly_zero_policy_gradient(case):
+  p = problems.ragged(0, g=2 if case.group == 2 else 8, n=2)  # the mean of eight 0.7s is not 0.7
+  p.reward[:] = np.where(p.alive, np.float32(0.7), np.nan)
+  kwargs = {k: v for k, v in case.kwargs.items() if not k.startswith("beta_")}
+  assert (problems.run(methods.get(case.name, **kwargs), p)[2] == 0).all()
+
+
+def stable(case, adv, ratio):
+  """1 where the clip of PPO leaves the gradient alone; CISPO and REINFORCE never lose it."""
+  if case.ratio not in (token_ratio, sequence_ratio):
+    return np.ones_like(adv)
+  kwargs = {**methods.defaults(case.name), **case.kwargs}
+  low = (adv < 0) & (ratio < 1 - kwargs["eps_low"])
+  high = (adv > 0) & (ratio > 1 + kwargs["eps_high"])
+  dual = (adv < 0) & (ratio > (kwargs.get("dual_clip") or np.inf))
+  return np.where(low | high | dual, 0.0, 1.0)
+
+
+@some(lambda case: case.pure and case.make().policy_gradient)
+def test_gradient_is_weight_times_stable_times_adv_times_ratio(case):
+  """The unified estimator: d loss / d logp == -weight * stable * adv * ratio."""
+  method, p = case.make(), case.problem(seed=3)
+  rollouts, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
+  credit = method.credit(method.init(len(p.reward)), rollouts, batch)
+  coefficient = np.asarray(unified.estimator_coefficient(method, fwd, batch, credit))[place]
+  adv = np.asarray(credit.adv).reshape(*p.reward.shape, 1) + 0 * p.fields["logp"]
+  if credit.adv_token is not None:
+    adv = np.asarray(credit.adv_token)[place]
+  ratio = case.ratio(p) if case.ratio else np.ones_like(adv)
+  used = np.asarray(credit.weight)[place] > 0
+  expected = np.where(used, stable(case, adv, ratio) * adv * ratio, 0)
+  np.testing.assert_allclose(coefficient, expected, rtol=2e-5, atol=1e-7)
+  if stable(case, adv, ratio).all():
+    return
+  term = unified.estimator_term(
+    fwd.logp[place], fwd.logp[place] - np.log(ratio), jnp.asarray(adv), stable(case, adv, ratio)
+  )
+  np.testing.assert_allclose(np.where(used, term, 0), -expected, rtol=2e-5, atol=1e-7)
+
+
+@some(lambda case: case.make().reduces_to)
+def test_reduces_to_names_a_method_with_the_same_value_and_gradient(case):
+  other, theirs, ours = case.make().reduces_to
+  p = case.problem(seed=4)
+  a = problems.run(methods.get(case.name, **ours), p)
+  b = problems.run(methods.get(other, **theirs), p)
+  assert np.abs(a[2]).max() > 1e-3
+  chex.assert_trees_all_equal(a[0], b[0])
+  chex.assert_trees_all_equal(a[2], b[2])
+
+
+def on_mesh(case, layout="flat"):
+  method, rollouts, batch, fwd, credit = prepared(case, layout=layout)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  put = lambda x, where: jax.device_put(x, where)
+  return method, put(rollouts, everywhere), *put((batch, fwd, credit), rows)
+
+
+def collectives(f, *args):
+  """(result, number of all-reduces, number of other collectives) of the compiled f."""
+  compiled = jax.jit(f).lower(*args).compile()
+  count = lambda op: len(re.findall(rf" {op}(?:-start)?\(", compiled.as_text()))
+  rest = sum(map(count, ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")))
+  return compiled(*args), count("all-reduce"), rest
+
+
+@every_case
+def test_eight_devices_equal_one_with_one_all_reduce_in_credit_and_in_loss(case):
+  method, rollouts, batch, fwd, credit = prepared(case)
+  expected = problems.value_and_grad(method, fwd, batch, credit)
+  _, rollouts8, batch8, fwd8, credit8 = on_mesh(case)
+  state = method.init(len(rollouts.prompt))
+  made, reduces, others = collectives(lambda r, b: method.credit(state, r, b), rollouts8, batch8)
+  close(made, credit)
+  assert (reduces, others) == (case.credit_reduces, 0)
+
+  def loss_and_grad(fwd, batch, credit):
+    loss, _, *grads = problems.value_and_grad(method, fwd, batch, credit)
+    return loss, *grads
+
+  out, reduces, others = collectives(loss_and_grad, fwd8, batch8, credit8)
+  close(out[0], expected[0])
+  close(out[1:], expected[2:], 1e-7)
+  assert reduces == 1
+  assert others == 0 or method.whole_groups  # only a pair loss joins rows
