@@ -1,0 +1,75 @@
+"""Every field that a run reads, with its default; configs change what they need."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+  """Defaults of the language-model loop. Lists are tuples, so that a config stays hashable."""
+  c = ConfigDict()
+  c.loop = "llm"
+  c.seed = 0
+  c.steps = 100  # sampling rounds; each makes batch.epochs * batch.mini optimizer updates
+  c.model = "smollm2"  # "smollm2", a .gguf file, a folder of transformers, or a hub id
+  c.method = "grpo"
+  c.method_args = ConfigDict()  # keyword arguments of the method's make()
+  c.data = ConfigDict()  # see grpo_jax/data/loader.py
+  c.reward = ConfigDict(
+    {
+      "parts": (),  # empty: the scorer that belongs to the data
+      "workers": 1,
+      "timeout_s": 2.0,
+      "memory_mb": 512,
+    }
+  )
+  c.batch = ConfigDict(
+    {
+      "prompts": 8,
+      "group": 16,  # completions a prompt
+      "epochs": 1,
+      "mini": 1,  # optimizer updates an epoch
+      "micro": 1,  # pieces of a mini-batch whose gradients are summed
+    }
+  )
+  c.sample = ConfigDict(
+    {
+      "temperature": 1.0,
+      "max_new_tokens": 64,
+      "max_prompt_tokens": 512,
+      "stop": (),  # texts that end an answer, beside the model's eos; empty: the data's own
+      "slots": 0,  # completions of a prompt that decode at once; 0: all of them
+    }
+  )
+  c.score = ConfigDict(
+    {
+      "chunk": 512,  # tokens whose logits exist at a time; 0: all
+      "remat": False,  # recompute layers in the backward pass
+    }
+  )
+  c.optimizer = ConfigDict(
+    {
+      "name": "adamw",
+      "lr": 1e-6,
+      "schedule": "constant",
+      "warmup": 0,
+      "b1": 0.9,
+      "b2": 0.99,
+      "eps": 1e-8,
+      "weight_decay": 0.0,
+      "clip_norm": 1.0,
+    }
+  )
+  c.eval = ConfigDict(
+    {
+      "every": 0,  # 0: before and after only
+      "problems": 256,
+      "batch": 64,
+      "samples": 0,  # k of pass@k and maj@k; 0: greedy accuracy only
+      "temperature": 0.6,
+      "top_k": 0,
+      "top_p": 0.95,
+    }
+  )
+  c.checkpoint = ConfigDict({"every": 50, "keep": 2})
+  c.log = ConfigDict({"rollouts_every": 10, "rollouts_prompts": 4, "tensorboard": True})
+  c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  return c

@@ -1,0 +1,225 @@
+"""Sampled and scored completions as `Rollouts` and `Batch`, in numpy: the host's half of a step.
+
+Shapes come from short lists of buckets: prompts are padded to one, completions cut to one after
+sampling, so the number of compiled programs is the number of buckets met.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax import sharding
+from grpo_jax.errors import UserError
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout import sampler
+from grpo_jax.rollout.choose import Choice
+from grpo_jax.types import Batch, Flat, Rollouts
+
+
+# Two sizes an octave: padding stays below a third, and compiled programs are few.
+BUCKETS = (4, 8, 16, 24, *(size << k for k in range(20) for size in (32, 48)))
+
+
+def bucket(length: int) -> int:
+  """The smallest of BUCKETS that holds `length`."""
+  return next(size for size in BUCKETS if size >= length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+  """A batch, and beside it what a person reads."""
+
+  rollouts: Rollouts
+  batch: Batch
+  problems: list
+  texts: list[list[str]]
+  failed: dict[str, int]
+  seconds: dict[str, float]
+  resampled: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """What sampling needs beside parameters and problems."""
+
+  config: ModelConfig
+  tokenizer: Any
+  group: int
+  budget: int
+  max_prompt: int
+  stop: tuple[str, ...]
+  stop_ids: tuple[int, ...]
+  choice: Choice
+  slots: int
+  seed: int
+  mesh: Any
+
+
+def encode(s: Sampling, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+  """i32[N, P] padded on the right to a bucket, and i32[N] lengths."""
+  ids = [s.tokenizer.encode(p) for p in prompts]
+  longest = max(map(len, ids))
+  if longest > s.max_prompt:
+    raise UserError(
+      f"sample.max_prompt_tokens={s.max_prompt}: a prompt has {longest} tokens; raise it, shorten "
+      "the prompt, or drop the row"
+    )
+  if min(map(len, ids)) < 1:
+    raise UserError("data: a prompt is empty; it must have at least one token")
+  padded = np.zeros((len(ids), bucket(longest)), np.int32)
+  for row, x in zip(padded, ids, strict=True):
+    row[: len(x)] = x
+  return padded, np.asarray([len(x) for x in ids], np.int32)
+
+
+def text_of(s: Sampling, ids: np.ndarray) -> str:
+  """The answer as a reader sees it: no special tokens, nothing from a stop text on."""
+  text = s.tokenizer.decode(ids.tolist())
+  for stop in s.stop:
+    text = text.split(stop)[0]
+  return text
+
+
+@jax.jit
+def _prompt_keys(seed, step, ids, repeats):
+  """fold_in(seed, step, prompt id, how often the id came before in this batch)."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return jax.vmap(jax.random.fold_in)(fold(key, ids), repeats)
+
+
+def _repeats(ids: np.ndarray) -> np.ndarray:
+  seen: dict[int, int] = {}
+  out = np.zeros(len(ids), np.uint32)
+  for i, x in enumerate(ids.tolist()):
+    out[i] = seen.get(x, 0)
+    seen[x] = seen.get(x, 0) + 1
+  return out
+
+
+def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0):
+  """Completions of the problems' prompts: host arrays (tokens, logp, length, stopped), prompt ids
+  and lengths, on every host. Rows are padded to what the mesh divides."""
+  prompt, length = encode(s, [p.prompt for p in problems])
+  ids = np.asarray([p.id for p in problems], np.uint32)
+  short = -len(problems) % sharding.row_shards(s.mesh)
+  pad = lambda x: np.concatenate([x, np.repeat(x[:1], short, axis=0)]) if short else x
+  keys = _prompt_keys(
+    np.uint32(s.seed), np.uint32(step * 64 + round_), pad(ids), pad(_repeats(ids)))
+  rows = sharding.rows(s.mesh)
+  out = sampler.sample(
+    s.config,
+    params,
+    *sharding.put((pad(prompt), pad(length)), rows),
+    jax.device_put(keys, rows),
+    group=s.group,
+    budget=s.budget,
+    stop_ids=s.stop_ids,
+    choice=s.choice,
+    slots=s.slots or None,
+  )
+  out = sharding.fetch(out)
+  n = len(problems)
+  tokens, logp, reached, stopped = (a[:n] for a in (out.tokens, out.logp, out.length, out.stopped))
+  return (tokens, logp, reached, stopped), prompt, length
+
+
+def score(s: Sampling, pool, problems: Sequence, tokens, length):
+  """Texts [N][G], and reward, parts, correct, alive shaped [N, G, ...]."""
+  n, g = length.shape
+  texts = [[text_of(s, tokens[i, j, : length[i, j]]) for j in range(g)] for i in range(n)]
+  flat = [t for row in texts for t in row]
+  owners = [p for p in problems for _ in range(g)]
+  scores = pool.score(flat, owners, length.reshape(-1).tolist())
+  shaped = {
+    name: getattr(scores, name).reshape(n, g, *getattr(scores, name).shape[1:])
+    for name in ("reward", "parts", "correct", "alive")
+  }
+  return texts, shaped, scores.failed
+
+
+def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) -> Collected:
+  """One step's batch of `count` prompts from `draw(n) -> problems`.
+
+  With `plan.resample`, groups of equal rewards are dropped and fresh prompts drawn for at most that
+  many further rounds; what is missing at the end is padded with dead rollouts of no tokens.
+  """
+  kept: list[dict] = []
+  failed: dict[str, int] = {}
+  seconds = {"sample": 0.0, "verify": 0.0}
+  dropped, dead = 0, {}
+  for round_ in range(plan.resample + 1):
+    problems = draw(count)
+    start = time.monotonic()
+    (tokens, logp, length, stopped), prompt, prompt_length = generate(
+      s, params, problems, step, round_)
+    seconds["sample"] += time.monotonic() - start
+    start = time.monotonic()
+    texts, scores, bad = score(s, pool, problems, tokens, length)
+    seconds["verify"] += time.monotonic() - start
+    failed = {k: failed.get(k, 0) + v for k, v in bad.items()}
+    for i, problem in enumerate(problems):
+      alive = scores["alive"][i]
+      reward = scores["reward"][i][alive]
+      flat = reward.size == 0 or reward.max() == reward.min()
+      group = {
+        "problem": problem, "texts": texts[i], "tokens": tokens[i], "logp": logp[i],
+        "length": length[i], "stopped": stopped[i], "prompt": prompt[i, : prompt_length[i]],
+        **{k: v[i] for k, v in scores.items()},
+      }
+      if plan.resample and flat:
+        dropped += 1
+        dead = group | {"alive": np.zeros_like(alive), "length": np.zeros_like(length[i])}
+      elif len(kept) < count:
+        kept.append(group)
+    if len(kept) == count:
+      break
+  kept += [dead] * (count - len(kept)) if dropped else []
+  return _assemble(s, kept, failed, seconds, dropped)
+
+
+def _assemble(s: Sampling, kept: list[dict], failed, seconds, dropped) -> Collected:
+  stack = lambda name: np.stack([k[name] for k in kept])
+  length = stack("length")
+  n, g = length.shape
+  width = min(bucket(int(length.max())), s.budget)
+  prompt_length = np.asarray([len(k["prompt"]) for k in kept], np.int32)
+  prompt = np.zeros((n, bucket(int(prompt_length.max()))), np.int32)
+  for row, k in zip(prompt, kept, strict=True):
+    row[: len(k["prompt"])] = k["prompt"]
+  mask = (np.arange(width)[None, None] < length[..., None]).astype(np.float32)
+  mask = mask.reshape(n * g, width)
+  alive = stack("alive")
+  rollouts = Rollouts(
+    prompt=np.asarray([k["problem"].id for k in kept], np.int32),
+    reward=np.where(alive, stack("reward"), 0).astype(np.float32),
+    alive=alive,
+    correct=stack("correct"),
+    truncated=~stack("stopped"),
+    length=length,
+    parts=np.nan_to_num(stack("parts")).astype(np.float32),
+  )
+  rows = lambda name: np.ascontiguousarray(stack(name)[:, :, :width].reshape(n * g, width))
+  batch = Batch(
+    tokens=rows("tokens"),
+    mask=mask,
+    unit=np.zeros((n * g, width), np.int32),
+    unit_mask=(mask.sum(axis=1, keepdims=True) > 0).astype(np.float32),
+    owner=np.arange(n * g, dtype=np.int32)[:, None],
+    logp_sampler=rows("logp"),
+    prompt_tokens=prompt,
+    prompt_length=prompt_length,
+  )
+  return Collected(
+    rollouts=rollouts,
+    batch=batch,
+    problems=[k["problem"] for k in kept],
+    texts=[k["texts"] for k in kept],
+    failed=failed,
+    seconds=seconds,
+    resampled=dropped,
+  )
