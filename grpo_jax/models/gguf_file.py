@@ -167,6 +167,8 @@ def config_of(header: Header) -> ModelConfig:
     )
   own = {k[len(arch) + 1 :]: v for k, v in fields.items() if k.startswith(arch + ".")}
   for key, value in own.items():
+    if isinstance(value, list):
+      raise UserError(f"{path}: {arch}.{key} differs between layers, which is not supported")
     if key not in _READ and value not in _NEUTRAL.get(key, ()):
       raise UserError(f"{path}: {arch}.{key}={value!r} is read by nothing; model not supported")
   if own.get("rope.scaling.type", "none") != "none":
@@ -257,6 +259,8 @@ def _rope_scaling(header: Header, theta: float, head_dim: int) -> RopeScaling | 
     return None
   raw = np.memmap(header.path, np.uint8, mode="r")
   table = _dequantize(raw, header.tensors["rope_freqs.weight"])
+  if (table == 1).all():
+    return None
   scaling = RopeScaling(_short(table.max()), 1.0, 4.0, 8192)
   wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
   smooth = (scaling.original_max_position / wavelength - 1.0) / 3.0

@@ -24,9 +24,9 @@ def load(spec: str, dtype=np.float32) -> tuple[ModelConfig, dict, Tokenizer]:
   path = Path(spec).expanduser()
   if spec.endswith(".gguf"):
     return _gguf(path, dtype)
-  if path.is_dir():
+  if spec and path.is_dir():
     return _folder(path, dtype)
-  if path.exists():
+  if spec and path.exists():
     raise UserError(f"model={spec!r} is a file, but neither a .gguf file nor a model folder")
   if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not spec.startswith((".", "/")):
     return _folder(_hub(spec), dtype)

@@ -109,7 +109,7 @@ class Tokenizer:
         tools=None,
         documents=None,
       )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
       raise UserError(f"chat template: {error}") from error
 
   def save(self, folder: str | Path) -> None:
