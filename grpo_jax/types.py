@@ -15,7 +15,7 @@ A policy-optimization method is a `Method`: a frozen record of pure functions of
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 Metrics = dict[str, Array]
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 def record(cls):
   """A frozen dataclass that is a pytree; fields marked `static()` are part of the tree's type."""
   cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

@@ -11,6 +11,9 @@
 k1, k2, k3: J. Schulman, "Approximating KL divergence", 2020. GRPO's equation 4 is k3. "+" is
 straight-through: v - sg(v) of k2 carries the gradient. rk3 multiplies by the differentiable ratio.
 The exponent is held within +-20; x itself is not.
+
+Gradients are per token: the KL of the next token at the states that were visited, the visits held
+constant. For the KL of whole sequences put it into the reward (`rewards.kl_of_rollout`).
 """
 
 import jax

@@ -8,6 +8,8 @@ is REINFORCE (and SFT at A = 1), with logp_old PPO and GRPO, with a sequence's r
 is 0 where a clip acts.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,6 +35,6 @@ def estimator_coefficient(
 
   How strongly, and in which direction, a method pushes each token at these log-probabilities.
   """
-  loss = lambda logp: method.loss(fwd.replace(logp=logp), batch, credit)[0]
+  loss = lambda logp: method.loss(dataclasses.replace(fwd, logp=logp), batch, credit)[0]
   used = credit.weight > 0
   return jnp.where(used, -jax.grad(loss)(fwd.logp), 0) / jnp.where(used, credit.weight, 1)

@@ -34,7 +34,7 @@ def make(
 
   def credit(state, rollouts, batch):
     punishment = rewards.soft_overlong(rollouts.length, max_tokens, overlong_cache)
-    reward = rollouts.reward + punishment
+    reward = rollouts.reward + punishment.astype(rollouts.reward.dtype)
     adv = groups.standardize(reward, rollouts.alive, ddof=ddof, eps=eps_std)
     include = weights.drop_truncated(rollouts) if drop_truncated else None
     return Credit(
