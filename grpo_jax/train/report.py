@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import re
 from importlib import resources
@@ -17,9 +18,6 @@ from typing import Any
 
 from grpo_jax.train import report_data
 from grpo_jax.train.metrics import duration
-
-# Keys of the config that say what was trained, in the order they are shown.
-SUBJECT = ("method", "model", "task", "data")
 
 
 def write_report(workdir) -> Path:
@@ -42,7 +40,7 @@ def render(run: dict[str, Any]) -> str:
   shown = {k: run[k] for k in ("train", "evals", "rollouts")}
   fields = {
     "title": _text(run["name"]),
-    "subtitle": _text(_subtitle(run)),
+    "subtitle": _text(run["subject"] or "a grpo_jax run"),
     "style": _asset("page.css"),
     "tiles": _tiles(run),
     "warnings": _warnings(run["warnings"]),
@@ -73,6 +71,7 @@ def plots(workdir, path=None) -> Path | None:
     return None
   try:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
   except ImportError:
     return None
   path = Path(path) if path else Path(workdir) / "accuracy.png"
@@ -83,7 +82,7 @@ def plots(workdir, path=None) -> Path | None:
     _plot_group(axes, evals["step"], group, colours[i % len(colours)])
   axes.set_ylim(0, 1)
   axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.set_xlabel("update")
   axes.set_title("Greedy accuracy on held-out problems, 95% intervals", fontsize=10, loc="left")
   axes.grid(axis="y", color="#e3e3de", linewidth=0.8)
@@ -110,11 +109,12 @@ def _plot_group(axes, steps, group, colour) -> None:
 def _tiles(run: dict) -> str:
   head, updates = run["headline"], run["rows"]
   tiles = [_accuracy_tile(head)]
-  done = "finished" if run["final"] is not None else "not finished"
+  planned = f"not finished: {run['planned']:,} planned" if run["planned"] else "not finished"
+  done = "finished" if run["final"] is not None else planned
   tiles.append(_tile("Updates", f"{updates:,}", done))
-  per = f"{run['wall_s'] / updates:.3g} s an update" if updates and run["wall_s"] else ""
+  per = f"{run['update_s']:.3g} s an update (median)" if run["update_s"] else ""
   tiles.append(_tile("Wall time", duration(run["wall_s"]) if run["wall_s"] else "–", per))
-  rate = f"{run['tokens'] / run['wall_s']:,.0f} a second" if run["wall_s"] else ""
+  rate = f"{run['tokens'] / run['sample_s']:,.0f} a second of sampling" if run["sample_s"] else ""
   tiles.append(_tile("Tokens sampled", _count(run["tokens"]) if run["tokens"] else "–", rate))
   return "".join(tiles)
 
@@ -124,7 +124,7 @@ def _accuracy_tile(head: dict) -> str:
   name = "Held-out accuracy, before → after"
   if before is None and after is None:
     return _tile(name, "–", "no evaluation was recorded", "lead")
-  shown = " → ".join(f"{x:.1%}" if x is not None else "–" for x in (before, after))
+  shown = " → ".join(_percent(x) if x is not None else "–" for x in (before, after))
   if before is None or after is None:
     return _tile(name, shown, "", "lead")
   gain = 100 * (after - before)
@@ -182,8 +182,13 @@ def _table(evals: dict) -> str:
 
 def _share(group: dict, i: int) -> str:
   low, high = group["low"][i], group["high"][i]
-  band = f" ({low:.1%} to {high:.1%})" if low is not None else ""
-  return f"<b>{group['y'][i]:.1%}</b>{band}"
+  band = f" ({_percent(low)} to {_percent(high)})" if low is not None else ""
+  return f"<b>{_percent(group['y'][i])}</b>{band}"
+
+
+def _percent(x: float) -> str:
+  # Halves go up, as in the page's script: both print the same number.
+  return f"{math.floor(1000 * x + 0.5) / 10:.1f}%"
 
 
 def _config(pairs: list[tuple[str, str]]) -> str:
@@ -191,26 +196,15 @@ def _config(pairs: list[tuple[str, str]]) -> str:
     return '<p class="card hint">No config.json in the run folder.</p>'
   sections: dict[str, list[tuple[str, str]]] = {}
   for key, value in pairs:
-    section, _, rest = key.rpartition(".")
+    section, _, rest = key.partition(".") if "." in key else ("", "", key)
     sections.setdefault(section, []).append((rest, value))
   tables = ""
-  for section, rows in sections.items():
+  for section, rows in sorted(sections.items(), key=lambda item: item[0] != ""):
     body = "".join(
       f"<tr><td>{_text(k)}</td><td><code>{_text(v[:300])}</code></td></tr>" for k, v in rows
     )
     tables += f"<table><caption>{_text(section)}</caption><tbody>{body}</tbody></table>"
   return f'<div class="card cols">{tables}</div>'
-
-
-def _subtitle(run: dict) -> str:
-  known = dict(run["config"])
-  parts = []
-  for name in SUBJECT:
-    for key in (name, f"{name}.name", f"{name}.path", f"{name}.kind"):
-      if known.get(key) not in (None, "", "null"):
-        parts.append(known[key][:80])
-        break
-  return " · ".join(parts) or "a grpo_jax run"
 
 
 def _count(number: float) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,17 @@ def load(workdir) -> dict[str, Any]:
   run = {
     "name": workdir.resolve().name,
     "config": flatten(config),
+    "subject": subject(config),
+    "planned": config.get("steps") if isinstance(config.get("steps"), int) else None,
     "final": final,
     "train": shorten(train),
     "evals": evals,
     "steps": int(max((r["step"] for r in rows), default=0)),
     "rows": len(train["step"]),
-    "tokens": sum(x or 0 for x in train.get("tokens", [])),
-    "wall_s": (final or {}).get("wall_s") or sum(x or 0 for x in train.get("time_total", [])),
+    "tokens": _sum(train, "tokens"),
+    "sample_s": _sum(train, "time_sample"),
+    "update_s": _typical(train.get("time_total", [])),
+    "wall_s": (final or {}).get("wall_s") or _sum(train, "time_total"),
     "rollouts": choose_rollouts(workdir),
   }
   run["headline"] = headline(evals, final)
@@ -71,6 +76,8 @@ def accuracy(rows: list[dict]) -> dict[str, Any]:
       out["groups"].append({"label": label or "all", "y": values, **_bands(values, counts)})
     elif name != "step" and not name.startswith("eval_problems"):
       out["other"][name] = values
+  if len(out["groups"]) == 2:  # one label is all there is: do not show it twice
+    out["groups"] = [g for g in out["groups"] if g["label"] == "all"] or out["groups"]
   out["groups"].sort(key=lambda g: (g["label"] != "all", g["label"]))
   return out
 
@@ -185,10 +192,11 @@ def warnings_of(train: dict, rows: list[dict], run: dict) -> list[dict[str, str]
       "Take fewer epochs on a batch, or a smaller learning rate.",
     )
   entropy = [x for x in train.get("entropy", []) if x is not None]
-  if len(entropy) >= 15 and _mean(entropy[-5:]) < 0.1 * _mean(entropy[:5]):
+  early, late = sum(entropy[:5]) / 5, sum(entropy[-5:]) / 5
+  if len(entropy) >= 15 and late < 0.1 * early:
     say(
       "note",
-      f"Entropy fell from {_mean(entropy[:5]):.2f} to {_mean(entropy[-5:]):.3f} nats.",
+      f"Entropy fell from {early:.2f} to {late:.3f} nats.",
       "Exploration is nearly gone: raise the upper clip, add KL or entropy, or stop here.",
     )
   return _about_evaluation(out, run, say)
@@ -275,6 +283,24 @@ def _shrink(step: dict, budget: int) -> dict:
   return step
 
 
+def subject(config: dict) -> str:
+  """What was trained on what: 'grpo · smollm2 · chain_sum · 8 prompts × 16 completions'."""
+  data, batch = config.get("data"), config.get("batch")
+  parts = [_name(config.get("method")), _name(config.get("model")), _name(data)]
+  if isinstance(data, dict) and isinstance(data.get("mix"), list):
+    parts[-1] = ", ".join(dict.fromkeys(_name(part) for part in data["mix"])) or parts[-1]
+  if isinstance(batch, dict) and "prompts" in batch and "group" in batch:
+    parts.append(f"{batch['prompts']} prompts × {batch['group']} completions")
+  return " · ".join(p[:120] for p in parts if p)
+
+
+def _name(value) -> str:
+  if isinstance(value, dict):
+    value = next((value[k] for k in ("name", "path", "source") if value.get(k)), "")
+  text = str(value or "")
+  return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "~", ".")) else text
+
+
 # ---- small parts ---------------------------------------------------------------------------------
 
 
@@ -292,6 +318,16 @@ def flatten(config, prefix: str = "") -> list[tuple[str, str]]:
 def _mean(values: list) -> float | None:
   known = [x for x in values if x is not None]
   return sum(known) / len(known) if known else None
+
+
+def _sum(table: dict, name: str) -> float:
+  return sum(x or 0 for x in table.get(name, []))
+
+
+def _typical(seconds: list) -> float | None:
+  """The median without the first, which compiles."""
+  known = [x for x in (seconds[1:] or seconds) if x is not None]
+  return statistics.median(known) if known else None
 
 
 def _peak(values: list) -> float | None:

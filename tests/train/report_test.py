@@ -73,7 +73,8 @@ def _make(workdir, steps=4, evals=True, rollouts=True, final=True, text="7", **o
 
 def _eval(p):
   row = {"eval_accuracy": p, "eval_problems": 64, "eval_pass@4": p + 0.1}
-  return row | {"eval_accuracy/easy": p + 0.2, "eval_problems/easy": 32}
+  row |= {"eval_accuracy/easy": p + 0.2, "eval_problems/easy": 32}
+  return row | {"eval_accuracy/hard": p - 0.2, "eval_problems/hard": 32}
 
 
 def _rollouts(workdir, step, text, tokens=3, n=2, g=4):
@@ -148,6 +149,23 @@ def test_headline_shows_before_after_and_the_interval_of_the_final_line(tmp_path
   assert "unpaired" not in text and 'class="warn"' not in text and "grpo · tiny" in text
 
 
+def test_subject_names_method_model_tasks_and_batch():
+  config = {
+    "method": "grpo",
+    "model": "/models/SmolLM2/",
+    "data": {
+      "source": "reasoning_gym",
+      "mix": [{"name": "chain_sum", "label": "1"}, {"name": "chain_sum"}, {"name": "gcd"}],
+    },
+    "batch": {"prompts": 8, "group": 16},
+  }
+  want = "grpo · SmolLM2 · chain_sum, gcd · 8 prompts × 16 completions"
+  assert report_data.subject(config) == want
+  assert report_data.subject({"method": {"name": "rloo"}, "data": None}) == "rloo"
+  assert report_data.subject({"data": {"source": "rows.jsonl", "mix": []}}) == "rows.jsonl"
+  assert report_data.subject({}) == ""
+
+
 def test_run_without_a_final_line_gets_an_unpaired_interval_and_says_so(tmp_path):
   text = _written(_make(tmp_path, final=False))
   assert "95% interval, unpaired" in text and "has not finished" in text
@@ -197,10 +215,26 @@ def test_partial_folders_still_give_a_page(tmp_path, name):
 def test_band_of_a_difficulty_uses_its_own_number_of_problems(tmp_path):
   groups = _data(_written(_make(tmp_path)))["evals"]["groups"]
   by_label = {g["label"]: g for g in groups}
-  assert list(by_label) == ["all", "easy"]
+  assert list(by_label) == ["all", "easy", "hard"]
   assert by_label["all"]["low"][0] == pytest.approx(report_data.metrics_lib.wilson(16, 64)[0])
   # 0.45 of 32 problems is no whole number of them: the nearest is taken.
   assert by_label["easy"]["high"][0] == pytest.approx(report_data.metrics_lib.wilson(14, 32)[1])
+
+
+def test_a_single_difficulty_is_not_shown_twice(tmp_path):
+  writer = MetricsWriter(tmp_path, 1, tensorboard=False)
+  writer.write(0, {"eval_accuracy": 0.5, "eval_accuracy/easy": 0.5}, kind="eval")
+  assert [g["label"] for g in report_data.load(tmp_path)["evals"]["groups"]] == ["all"]
+
+
+def test_time_of_an_update_leaves_out_the_first_and_setup(tmp_path):
+  _make(tmp_path, steps=3)
+  text = (
+    (tmp_path / "metrics.jsonl").read_text().replace('"time_total": 5.5', '"time_total": 99', 1)
+  )
+  (tmp_path / "metrics.jsonl").write_text(text)
+  page = _written(tmp_path)
+  assert "5.5 s an update" in page and "50 a second of sampling" in page and "1 min 01 s" in page
 
 
 @pytest.mark.parametrize(
