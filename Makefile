@@ -29,13 +29,18 @@ $(VENV)/venv.stamp:
 	  "Python %d.%d is too old: run make PYTHON=<3.11 or newer>" % v)'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "python3 lacks venv: install python3-venv (Debian) or another Python"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet "uv>=0.8" || echo "uv is not to be had: going on with pip"
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet "uv>=0.8" || echo "uv is not to be had: going on with pip"
 	@touch $@
 
+# Locks are complete, hence --no-deps. pycosat alone needs a C compiler and Python's headers, and
+# few tasks of reasoning-gym need pycosat: a machine that cannot build it goes on without.
 $(VENV)/%.stamp: requirements/%.lock pyproject.toml setup.py $(VENV)/venv.stamp
-	$(call install,$(PY),-r $<)
-	$(call install,$(PY),--no-deps -e .)
+	@echo "installing requirements/$*.lock into $(VENV)"
+	@$(call install,$(PY),--no-deps -r $<) || { echo "once more, without pycosat"; \
+	  grep -v '^pycosat==' $< >$(VENV)/$*.txt; $(call install,$(PY),--no-deps -r $(VENV)/$*.txt); }
+	@$(call install,$(PY),--no-deps -e .)
 	@touch $@
 
 quickstart: setup ## fetch the embedded model, train it on the CPU, write the report
@@ -64,15 +69,16 @@ test-aot: .venvs/aot.stamp ## compile kernels and sharded steps for devices that
 
 .venvs/aot.stamp: requirements/aot.lock pyproject.toml $(VENV)/venv.stamp
 	$(PYTHON) -m venv .venvs/aot
-	$(call install,.venvs/aot/bin/python,-r $<)
-	$(call install,.venvs/aot/bin/python,--no-deps -e .)
+	@$(call install,.venvs/aot/bin/python,--no-deps -r $<)
+	@$(call install,.venvs/aot/bin/python,--no-deps -e .)
 	@touch $@
 
 # Peers of the benchmark and oracles of the tests. pip first: it takes a torch that lies on the disk.
 .venvs/%.stamp: requirements/%.lock $(VENV)/venv.stamp
 	$(PYTHON) -m venv .venvs/$*
-	if grep -q '^torch==' $<; then .venvs/$*/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"; fi
-	$(call install,.venvs/$*/bin/python,-r $<)
+	@echo "installing $< into .venvs/$*"
+	@if grep -q '^torch==' $<; then .venvs/$*/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"; fi
+	@$(call install,.venvs/$*/bin/python,--no-deps -r $<)
 	@touch $@
 
 oracle-env: .venvs/trl.stamp ## PyTorch, transformers and TRL, for oracles and the benchmark
