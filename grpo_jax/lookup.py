@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import pathlib
+import re
 import sys
 import types
 import warnings
@@ -54,17 +55,39 @@ def _stub_packages(root: pathlib.Path, folder: pathlib.Path):
       del sys.modules[name]
 
 
-def _lean_gym(name: str):
+_REGISTERED = re.compile(r"""(?:DATASET_NAME\s*=|register_dataset\()\s*["'](\w+)["']""")
+
+
+def _gym_root() -> pathlib.Path:
   spec = importlib.util.find_spec("reasoning_gym")
   if spec is None:
     raise UserError("data.source: reasoning-gym is not installed; pip install 'grpo-jax[llm]'")
-  root = pathlib.Path(next(iter(spec.submodule_search_locations or ())))
-  found = list(root.glob(f"*/{name}.py")) if name.isidentifier() else []
-  if len(found) != 1:
+  return pathlib.Path(next(iter(spec.submodule_search_locations or ())))
+
+
+def _gym_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Task name -> the file that registers it, by reading the sources."""
+  return {
+    name: path
+    for path in sorted(root.rglob("*.py"))
+    for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))
+  }
+
+
+def _lean_gym(name: str):
+  """The registered classes, or None where the file does not load without the whole library."""
+  root = _gym_root()
+  files = list(root.rglob(f"{name}.py")) if name.isidentifier() else []
+  if len(files) != 1:
+    found = _gym_files(root)
+    if name not in found and len(found) > 50:  # else the sources are not as this expects
+      raise unknown("data.mix.name", name, found)
+    files = [found[name]] if name in found else []
+  if not files:
     return None
-  with _stub_packages(root, found[0].parent) as package:
+  with _stub_packages(root, files[0].parent) as package:
     try:
-      importlib.import_module(f"{package}.{name}")
+      importlib.import_module(f"{package}.{files[0].stem}")
       return sys.modules["reasoning_gym.factory"].DATASETS.get(name)
     except (ImportError, AttributeError, KeyError):
       return None

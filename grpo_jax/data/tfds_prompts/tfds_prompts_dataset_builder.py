@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from grpo_jax.data.problem import Problem
@@ -19,7 +20,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     text = tfds.features.Text
-    features = {"id": tfds.features.Scalar("int64"), "prompt": text(), "question": text()}
+    features = {"id": tfds.features.Scalar(np.int64), "prompt": text(), "question": text()}
     return tfds.core.DatasetInfo(
       builder=self,
       description="Prompts with answers; `meta` is a JSON object, an empty answer_json is none.",
