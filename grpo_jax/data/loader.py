@@ -1,6 +1,7 @@
 """`load(config, render) -> DataSet`: the one entry point of a run to its data."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from grpo_jax.data import jsonl, prompts, reasoning_gym_task, tfds_source
 from grpo_jax.data.problem import DataSet, Problem, numbered, split
@@ -95,7 +96,7 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
   )
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   """Mappings of any kind, a ConfigDict for one, as dicts, all the way down."""
   if isinstance(value, Mapping) or hasattr(value, "to_dict"):
     return {k: _plain(v) for k, v in value.items()}

@@ -116,6 +116,7 @@ def generate(
         f"held out and {least} to train on; lower data.heldout or widen its params"
       )
     pool.sort(key=lambda p: text_hash(p.question, "heldout"))
-    held += pool[:h]
+    held += [((j + 0.5) / h, p) for j, p in enumerate(pool[:h])]
     train += pool[h:]
-  return train, held
+  held.sort(key=lambda at: at[0])  # stable: any prefix of the held-out problems is in proportion
+  return train, [p for _, p in held]

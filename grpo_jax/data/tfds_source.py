@@ -96,8 +96,9 @@ def read(
   builder = _builder(path)
   if split not in builder.info.splits:
     raise unknown("data.split", split, builder.info.splits)
-  rows = grain.MapDataset.source(builder.as_data_source(split=split)).map(_plain)
-  if set(builder.info.features) == _OURS:
+  stored: Any = builder.as_data_source(split)
+  rows: Any = grain.MapDataset.source(stored).map(_plain)
+  if set(dict(builder.info.features or {})) == _OURS:
     return [_ours(r) for r in sorted((rows[i] for i in range(len(rows))), key=lambda r: r["id"])]
   return [
     problem_of(rows[i], f"{path}:{split}[{i}]", needs, prompt_field, answer_field)

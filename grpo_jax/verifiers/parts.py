@@ -14,7 +14,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import check_keys, unknown
@@ -46,13 +46,14 @@ def parse(parts: Sequence[Any]) -> list[Spec]:
     raise UserError(f"reward.parts: expected a list with at least one part, got {parts!r}")
   specs = []
   for i, part in enumerate(parts):
-    part = {"name": part} if isinstance(part, str) else dict(part)
+    part: dict[str, Any] = {"name": part} if isinstance(part, str) else dict(part)
     where = f"reward.parts[{i}]"
     check_keys(where, part, Spec.__dataclass_fields__)
     name = part.get("name")
     if name not in BUILTIN and (not isinstance(name, str) or ":" not in name):
       raise unknown(f"{where}.name (or give 'module:function')", name, BUILTIN)
-    spec = Spec(**part | {"args": dict(part.get("args") or {})})
+    part["args"] = dict(part.get("args") or {})
+    spec = Spec(**part)
     if not isinstance(spec.weight, int | float) or not math.isfinite(spec.weight):
       raise UserError(f"{where}.weight: expected a finite number, got {spec.weight!r}")
     specs.append(spec)
@@ -73,7 +74,7 @@ def _user_function(name: str, args: dict) -> Callable:
 
   def score(completion: str, item: Item, tokens: int | None) -> float | None:
     del tokens
-    return function(completion, item, **args)
+    return cast("float | None", function(completion, item, **args))  # checked by score_one
 
   return score
 

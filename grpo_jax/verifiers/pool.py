@@ -53,7 +53,8 @@ def _end(process: subprocess.Popen) -> None:
   """Ends the server and its children, idempotent; also run at exit and when a pool is lost."""
   for pipe in (process.stdin, process.stdout):
     with contextlib.suppress(OSError):
-      pipe.close()
+      if pipe is not None:
+        pipe.close()
   try:
     process.wait(timeout=0.5)  # idle: it sees the end of its input
   except subprocess.TimeoutExpired:
@@ -125,8 +126,7 @@ class RewardPool:
     )
     self._finalizer = weakref.finalize(self, _end, self._process)
     self._loaded = False
-    with contextlib.suppress(BrokenPipeError):
-      write_message(self._process.stdin.fileno(), pickle.dumps(self._hello))
+    self._send(self._hello)
     return self
 
   def ready(self) -> "RewardPool":
@@ -170,7 +170,7 @@ class RewardPool:
       rows.append((completion, index[id(problem)], length))
     self.ready()
     self._batch = {"items": items, "rows": rows}
-    self._send()
+    self._send(self._batch)
 
   def collect(self) -> Scores:
     """The scores of the submitted batch."""
@@ -189,17 +189,19 @@ class RewardPool:
     self._stop()
     try:
       self.ready()
-      self._send()
+      self._send(self._batch)
       return self._read(_LOAD_LIMIT_S + rows * limit)
     except _Dead:
       self._stop()
       return [{"failed": "crash", "error": "the reward server ended twice"}] * rows
 
-  def _send(self) -> None:
-    with contextlib.suppress(BrokenPipeError):  # seen again, and mended, by collect
-      write_message(self._process.stdin.fileno(), pickle.dumps(self._batch))
+  def _send(self, message) -> None:
+    assert self._process is not None and self._process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # seen again, and mended, when the reply is read
+      write_message(self._process.stdin.fileno(), pickle.dumps(message))
 
   def _read(self, limit_s: float):
+    assert self._process is not None and self._process.stdout is not None
     fd, deadline = self._process.stdout.fileno(), time.monotonic() + limit_s
     data, want = bytearray(), HEADER.size
     while len(data) < want:

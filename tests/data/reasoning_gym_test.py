@@ -37,6 +37,8 @@ def test_heldout_shots_and_train_share_no_question_and_difficulties_are_halved()
   assert not set(train) & set(held) and not set(shots) & (set(train) | set(held))
   count = collections.Counter(p.meta["source"] for p in data.heldout)
   assert count == {"1-digit": 128, "2-digit": 128}
+  first = collections.Counter(p.meta["source"] for p in data.heldout[:32])
+  assert first == {"1-digit": 16, "2-digit": 16}
 
 
 def test_ids_are_positions_and_heldout_follows():
