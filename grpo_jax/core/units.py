@@ -24,16 +24,8 @@ def masked(x: Float[Array, "R T"], batch: Batch) -> Float[Array, "R T"]:
 def pool_sum(x: Float[Array, "R T"], batch: Batch) -> Float[Array, "R U"]:
   """sum_{t in unit} x_t; an empty unit gives 0."""
   x = masked(x, batch)
-  units = batch.unit_mask.shape[1]
-  if units == 1:
-    return jnp.sum(x, axis=1, keepdims=True)
-  # Measured: a scatter compiles for seconds on TPUs, and the comparison is slow on CPUs.
-  return jax.lax.platform_dependent(
-    x,
-    batch.unit,
-    cpu=lambda x, unit: _scatter_rows(x, unit, units),
-    default=lambda x, unit: _compare_rows(x, unit, units),
-  )
+  count = batch.unit_mask.shape[1]
+  return jnp.sum(x, axis=1, keepdims=True) if count == 1 else _add_at(x, batch.unit, count)
 
 
 def pool_mean(x: Float[Array, "R T"], batch: Batch) -> Float[Array, "R U"]:
@@ -44,38 +36,20 @@ def pool_mean(x: Float[Array, "R T"], batch: Batch) -> Float[Array, "R U"]:
 
 def spread(x: Float[Array, "R U"], batch: Batch) -> Float[Array, "R T"]:
   """x[r, unit[r, t]] where mask is 1, else 0."""
-  if x.shape[1] == 1:
-    return masked(jnp.broadcast_to(x, batch.unit.shape), batch)
-  x = jax.lax.platform_dependent(x, batch.unit, cpu=_gather_rows, default=_select_rows)
-  return masked(x, batch)
+  return masked(_to_tokens(x, batch), batch)
 
 
 def of_owner(x: Float[Array, "N G"], batch: Batch) -> Float[Array, "R U"]:
   """x of the rollout that owns the unit; 0 where `unit_mask` is 0."""
-  values = jax.lax.platform_dependent(
-    x.reshape(-1),
-    batch.owner,
-    cpu=lambda x, owner: x[owner],
-    default=lambda x, owner: jnp.sum(
-      jnp.where(owner[..., None] == _ids(x.size, 3), x[None, None], 0), axis=-1, dtype=x.dtype
-    ),
-  )
+  values = _take(x.reshape(1, -1), batch.owner.reshape(1, -1)).reshape(batch.owner.shape)
   return jnp.where(batch.unit_mask > 0, values, 0)
 
 
 def by_rollout(x: Float[Array, "R U"], batch: Batch, rollouts: Rollouts) -> Float[Array, "N G"]:
   """Sum of x over the existing units of each rollout; a rollout without units gives 0."""
-  shape = rollouts.reward.shape
-  x = jnp.where(batch.unit_mask > 0, x, 0).reshape(-1)
-  total = jax.lax.platform_dependent(
-    x,
-    batch.owner.reshape(-1),
-    cpu=lambda x, owner: jax.ops.segment_sum(x, owner, rollouts.reward.size),
-    default=lambda x, owner: jnp.sum(
-      jnp.where(owner[:, None] == _ids(rollouts.reward.size, 2), x[:, None], 0), axis=0
-    ),
-  )
-  return total.reshape(shape)
+  x = jnp.where(batch.unit_mask > 0, x, 0).reshape(1, -1)
+  total = _add_at(x, batch.owner.reshape(1, -1), rollouts.reward.size)
+  return total.reshape(rollouts.reward.shape)
 
 
 def token_count(batch: Batch, rollouts: Rollouts) -> Float[Array, "N G"]:
@@ -85,13 +59,7 @@ def token_count(batch: Batch, rollouts: Rollouts) -> Float[Array, "N G"]:
 
 def token_owner(batch: Batch) -> Int[Array, "R T"]:
   """Flat index into [N, G] of the rollout that a token belongs to; -1 where mask is 0."""
-  if batch.owner.shape[1] == 1:
-    owner = jnp.broadcast_to(batch.owner, batch.unit.shape)
-  else:
-    owner = jax.lax.platform_dependent(
-      batch.owner, batch.unit, cpu=_gather_rows, default=_select_rows
-    )
-  return jnp.where(batch.mask > 0, owner, -1)
+  return jnp.where(batch.mask > 0, _to_tokens(batch.owner, batch), -1)
 
 
 def is_last(batch: Batch) -> Bool[Array, "R T"]:
@@ -113,22 +81,45 @@ def token_adv(credit: Credit, batch: Batch) -> Float[Array, "R T"]:
   return spread(credit.adv, batch)
 
 
-def _ids(count, rank):
-  return jnp.arange(count, dtype=jnp.int32).reshape((1,) * (rank - 1) + (count,))
+def _to_tokens(x, batch):
+  if x.shape[1] == 1:
+    return jnp.broadcast_to(x, batch.unit.shape)
+  return _take(x, batch.unit)
 
 
-def _scatter_rows(x, unit, units):
-  return jax.vmap(lambda x, unit: jax.ops.segment_sum(x, unit, units))(x, unit)
+# TPUs are slow at gathers and compile a scatter for seconds; CPUs are slow at comparing.
 
 
-def _compare_rows(x, unit, units):
-  return jnp.sum(jnp.where(unit[:, :, None] == _ids(units, 3), x[:, :, None], 0), axis=1)
+def _add_at(x, at, size):
+  """out[r, u] = sum of x[r, t] over at[r, t] == u."""
+  return jax.lax.platform_dependent(
+    x,
+    at,
+    cpu=lambda x, at: _add_by_scatter(x, at, size),
+    default=lambda x, at: _add_by_comparing(x, at, size),
+  )
 
 
-def _gather_rows(x, unit):
-  return jnp.take_along_axis(x, unit, axis=1)
+def _take(x, at):
+  """out[r, t] = x[r, at[r, t]]."""
+  return jax.lax.platform_dependent(x, at, cpu=_take_by_gather, default=_take_by_comparing)
 
 
-def _select_rows(x, unit):
-  hit = unit[:, :, None] == _ids(x.shape[1], 3)
-  return jnp.sum(jnp.where(hit, x[:, None, :], 0), axis=2, dtype=x.dtype)
+def _add_by_scatter(x, at, size):
+  return jax.vmap(lambda x, at: jax.ops.segment_sum(x, at, size))(x, at)
+
+
+def _add_by_comparing(x, at, size):
+  return jnp.sum(jnp.where(_equal(at, size), x[:, :, None], 0), axis=1)
+
+
+def _take_by_gather(x, at):
+  return jnp.take_along_axis(x, at, axis=1)
+
+
+def _take_by_comparing(x, at):
+  return jnp.sum(jnp.where(_equal(at, x.shape[1]), x[:, None, :], 0), axis=2, dtype=x.dtype)
+
+
+def _equal(at, size):
+  return at[:, :, None] == jnp.arange(size, dtype=at.dtype)[None, None, :]

@@ -260,3 +260,12 @@ def test_value_and_gradient_equal_the_formula_in_float64_loops(name, kwargs, loo
     if value_grad is not None:
       expected = difference(lambda x: loop(q, logp, logp, x), value)  # noqa: B023
       np.testing.assert_allclose(np.where(q.trained, value_grad, 0), expected, rtol=2e-4, atol=2e-6)
+
+
+def test_trap_19_the_entropy_bonus_is_the_mean_over_all_trained_tokens_of_the_batch():
+  p = problems.ragged(3, dead=0.2)
+  plain, bonus = (
+    problems.run(methods.get("grpo", aggregate="token_mean", beta_entropy=b), p)[0] for b in (0, 1)
+  )
+  used = p.trained & p.alive[..., None]
+  np.testing.assert_allclose(plain - bonus, p.fields["entropy"][used].mean(), rtol=1e-5)
