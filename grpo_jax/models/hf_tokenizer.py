@@ -23,7 +23,7 @@ def from_folder(folder: str | Path) -> Tokenizer:
     add_bos, processor = True, backend.processor
     id_of = lambda token: None if processor.is_unknown(i := processor.piece_to_id(token)) else i
   else:
-    raise UserError(f"{folder}: neither tokenizer.json nor tokenizer.model")
+    raise UserError(f"{folder}: neither tokenizer.json nor tokenizer.model; copy one there")
 
   def named(role: str) -> int | None:
     token = own.get(role)

@@ -48,11 +48,10 @@ def _folder(path: Path, dtype) -> tuple[ModelConfig, dict, Tokenizer]:
 
 
 def _fitting(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> Tokenizer:
-  if tokenizer.vocab_size > config.vocab_size:
-    raise UserError(
-      f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {config.vocab_size}"
-    )
-  return tokenizer
+  try:
+    return Tokenizer(tokenizer.backend, tokenizer.special, rows=config.vocab_size)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
 
 
 def _hub(spec: str) -> Path:

@@ -46,13 +46,16 @@ class Special:
 class Tokenizer:
   """What the rest of grpo_jax knows of text.
 
-  vocab_size: ids of the tokenizer; the model may have more rows (padding of the vocabulary).
+  vocab_size: ids of the tokenizer. rows: ids of the model, which may be more (padding).
   eos_ids: every id that ends an answer. pad_id: a valid id; masks come from lengths, not from it.
   """
 
-  def __init__(self, backend: Backend, special: Special):
+  def __init__(self, backend: Backend, special: Special, rows: int | None = None):
     self.backend, self.special = backend, special
     self.vocab_size = backend.size
+    self.rows = backend.size if rows is None else rows
+    if self.vocab_size > self.rows:
+      raise UserError(f"the tokenizer has {self.vocab_size} ids, the model only {self.rows}")
     self.eos_ids, self.pad_id, self.bos_id = special.eos_ids, special.pad_id, special.bos_id
     for index in (*self.eos_ids, self.pad_id, *([] if self.bos_id is None else [self.bos_id])):
       if not 0 <= index < self.vocab_size:
@@ -76,8 +79,10 @@ class Tokenizer:
 
   @functools.cached_property
   def token_texts(self) -> tuple[str, ...]:
-    """Text of each id alone, for viewers; a part of a character shows as U+FFFD."""
-    pieces = (self.backend.piece(i) for i in range(self.vocab_size))
+    """Text of each of the model's ids alone, for viewers: a part of a character shows as U+FFFD,
+    an id past the vocabulary as nothing."""
+    pieces = [self.backend.piece(i) for i in range(self.vocab_size)]
+    pieces += [b""] * (self.rows - self.vocab_size)
     return tuple(piece.decode("utf-8", errors="replace") for piece in pieces)
 
   def stop_ids(self, stop: Iterable[str]) -> tuple[int, ...]:

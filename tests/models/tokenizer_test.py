@@ -99,6 +99,14 @@ def test_texts_are_cut_by_the_rule_of_the_pre_tokenizer(pre, text, expected):
   assert [text[a:b] for _, (a, b) in cut.pre_tokenize_str(text)] == expected.split("|")
 
 
+@pytest.mark.parametrize("pre, whole", [("llama-bpe", True), ("gpt-2", False)])
+def test_llama_3_takes_a_word_of_the_vocabulary_whole_even_if_no_merge_leads_to_it(pre, whole):
+  fields = byte_fields(pre, add_bos_token=False)
+  fields["tokenizer.ggml.tokens"].append("xyz")
+  fields["tokenizer.ggml.token_type"].append(1)
+  assert len(from_gguf(fields, "m.gguf").encode("xyz")) == (1 if whole else 3)
+
+
 def test_an_unknown_pre_tokenizer_or_model_is_refused_by_name():
   with pytest.raises(UserError, match=r"tokenizer\.ggml\.pre='deepseek-llm'"):
     from_gguf(byte_fields("deepseek-llm"), "m.gguf")
@@ -247,3 +255,12 @@ def test_a_chat_template_that_fails_or_attacks_gives_one_line(template, message,
 def test_a_special_id_outside_the_vocabulary_is_refused(proto):
   with pytest.raises(UserError, match="99999"):
     Tokenizer(SentencePieceBackend(proto), Special(eos_ids=(99999,), pad_id=0))
+
+
+def test_ids_of_a_padded_model_vocabulary_have_empty_texts_and_a_smaller_model_is_refused(proto):
+  backend, special = SentencePieceBackend(proto), Special(eos_ids=(2,), pad_id=0)
+  tokenizer = Tokenizer(backend, special, rows=backend.size + 3)
+  assert tokenizer.token_texts[-3:] == ("", "", "") and tokenizer.vocab_size == backend.size
+  assert max(tokenizer.stop_ids(["e"])) < backend.size
+  with pytest.raises(UserError, match="the model only 5"):
+    Tokenizer(backend, special, rows=5)
