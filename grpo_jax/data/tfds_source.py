@@ -93,12 +93,12 @@ def read(
   """All problems of a split, in the order they were written (foreign data sets: as stored)."""
   import grain
 
-  builder = _builder(path)
+  builder: Any = _builder(path)
   if split not in builder.info.splits:
     raise unknown("data.split", split, builder.info.splits)
-  stored: Any = builder.as_data_source(split)
+  stored = builder.as_data_source(split)
   rows: Any = grain.MapDataset.source(stored).map(_plain)
-  if set(dict(builder.info.features or {})) == _OURS:
+  if set(builder.info.features) == _OURS:
     return [_ours(r) for r in sorted((rows[i] for i in range(len(rows))), key=lambda r: r["id"])]
   return [
     problem_of(rows[i], f"{path}:{split}[{i}]", needs, prompt_field, answer_field)
