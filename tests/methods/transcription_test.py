@@ -186,13 +186,15 @@ def ppo(p, logp, frozen, value, gamma=0.9, lam=0.8, whiten=True, beta=0.1):
   return policy + 0.5 * mean(errors) - 0.01 * mean([p.fields["entropy"][k] for k in keys])
 
 
-def dpo(p, logp, frozen, value, beta=0.1, smooth=0.0, ipo=False):
+def dpo(p, logp, frozen, value, beta=0.1, smooth=0.0, ipo=False, per_token=False):
   losses = []
   for i in range(len(p.reward)):
     if {(i, 0), (i, 1)} <= set(rollouts(p)):
       gain = [
         sum(logp[i, j, t] - p.fields["logp_ref"][i, j, t] for t in steps(p, i, j)) for j in (0, 1)
       ]
+      if per_token:
+        gain = [x / len(steps(p, i, j)) for j, x in enumerate(gain)]
       best = 0 if p.reward[i, 0] > p.reward[i, 1] else 1
       h = gain[best] - gain[1 - best]
       right, wrong = math.log(1 + math.exp(-beta * h)), math.log(1 + math.exp(beta * h))
@@ -229,7 +231,8 @@ CASES = [
   ("ppo", {"whiten": False, **ENTROPY}, using(ppo, gamma=1, lam=0.95, beta=0, whiten=False)),
   ("dpo", {}, dpo),
   ("dpo", {"beta": 0.5, "label_smoothing": 0.2}, using(dpo, beta=0.5, smooth=0.2)),
-  ("dpo", {"kind": "ipo", "beta": 0.2}, using(dpo, beta=0.2, ipo=True)),
+  ("dpo", {"kind": "ipo", "beta": 0.2}, using(dpo, beta=0.2, ipo=True, per_token=True)),
+  ("dpo", {"kind": "ipo", "per_token": False}, using(dpo, ipo=True)),
 ]
 LABELS = ["-".join([n, *(f"{k}={v}" for k, v in kw.items())]) for n, kw, _ in CASES]
 

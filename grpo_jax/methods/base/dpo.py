@@ -7,8 +7,9 @@ R. Rafailov et al., 2023, https://arxiv.org/abs/2305.18290.
 
 Data: two completions a prompt; the one with the higher reward is the chosen one. Pairs of equal
 reward, or with one that is dead or empty, are left out. kind="ipo" is (h - 1/(2 beta))^2 of
-https://arxiv.org/abs/2310.12036, on sums, not on means over tokens. No policy gradient: the
-gradient of a pair is not linear in its log-probabilities.
+https://arxiv.org/abs/2310.12036, equation 17. per_token divides both sums by their lengths: not in
+the papers, but in IPO implementations (TRL), where 1/(2 beta) should not depend on length; default:
+only for ipo. No policy gradient: a pair's gradient is not linear in its log-probabilities.
 """
 
 import jax
@@ -18,13 +19,22 @@ from grpo_jax.core import preference, units, weights
 from grpo_jax.types import Credit, Fixed, Method
 
 
-def make(*, beta: float = 0.1, label_smoothing: float = 0.0, kind: str = "sigmoid") -> Method:
+def make(
+  *,
+  beta: float = 0.1,
+  label_smoothing: float = 0.0,
+  kind: str = "sigmoid",
+  per_token: bool | None = None,
+) -> Method:
   preference.check(kind)
+  per_token = kind == "ipo" if per_token is None else per_token
 
   def credit(state, rollouts, batch):
     pair = preference.usable_pairs(batch, rollouts)
     chosen = rollouts.reward == jnp.max(rollouts.reward, axis=1, keepdims=True)
     sign = jnp.where(pair, jnp.where(chosen, 1.0, -1.0), 0.0)
+    if per_token:
+      sign = sign / jnp.maximum(units.token_count(batch, rollouts), 1)
     return Credit(
       adv=units.of_owner(sign, batch),
       weight=weights.rollout_sum(batch, rollouts, pair),
