@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two test workers that both load libtpu to compile for a described TPU: else the second aborts.
@@ -12,6 +13,11 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# By config, not by environment: processes that a test starts and kills must not write here.
+# A bound on the size turns on the file lock that two test workers need.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache/jax"))
+jax.config.update("jax_compilation_cache_max_size", 2**30)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 with contextlib.suppress(ImportError):  # a GPU machine may have pytest and jax only
   import hypothesis
