@@ -21,16 +21,20 @@ def get_config(variant: str = ""):
         "name": "chain_sum",
         "label": f"{digits}-digit",
         "weight": 1,
-        "params": {
-          "min_terms": 2, "max_terms": 2, "min_digits": digits, "max_digits": digits
-        },
+        "params": {"min_terms": 2, "max_terms": 2, "min_digits": digits, "max_digits": digits},
       }
       for digits in (1, 2)
     ),
     "size": 2000,
     "heldout": 256,
-    "prompt": {"style": "few_shot", "shots": 8, "question_regex": r"[-+\d ]+=", "template": "{question} {answer}\n"},
+    "prompt": {
+      "style": "few_shot",
+      "shots": 8,
+      "question_regex": r"[-+\d ]+=",
+      "template": "{question} {answer}\n",
+    },
   }
+  c.reward.parts = ("exact",)
   c.batch.prompts = 8
   c.batch.group = 16
   c.sample.max_new_tokens = 8

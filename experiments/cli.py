@@ -63,7 +63,9 @@ def override(config: ConfigDict, path: str, text: str) -> None:
   node: Any = config
   for i, key in enumerate(parents):
     if not isinstance(node, ConfigDict) or key not in node:
-      raise unknown("--config." + ".".join(parents[:i]), key, node.keys() if hasattr(node, "keys") else ())
+      raise unknown(
+        "--config." + ".".join(parents[:i]), key, node.keys() if hasattr(node, "keys") else ()
+      )
     node = node[key]
   if last in node:
     with node.unlocked():

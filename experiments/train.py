@@ -7,10 +7,9 @@ report.html; the same command resumes. The last line of stdout is `final: {json}
 """
 
 import sys
-from pathlib import Path
 
-from grpo_jax.errors import UserError
 from experiments.cli import parse
+from grpo_jax.errors import UserError
 
 
 def main(argv: list[str]) -> int:

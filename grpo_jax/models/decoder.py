@@ -39,7 +39,8 @@ def rope_frequencies(c: ModelConfig) -> Float[Array, " half"]:
   s = c.rope_scaling
   turns = s.original_max_position * freq / (2 * math.pi)  # within the original context
   smooth = jnp.clip(
-      (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0
+  )
   return freq * (smooth + (1 - smooth) / s.factor)
 
 
@@ -87,8 +88,9 @@ class Block(nnx.Module):
     q, k, v = y @ self.q[...], y @ self.k[...], y @ self.v[...]
     if c.qkv_bias:
       lead = (1,) * (x.ndim - 1) + (-1,)
-      q, k, v = (a + b[...].reshape(lead) for a, b in (
-          (q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+      q, k, v = (
+        a + b[...].reshape(lead) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
+      )
     q = q.reshape(*x.shape[:-1], c.num_heads, c.head_dim)
     k, v = (a.reshape(*x.shape[:-1], c.num_kv_heads, c.head_dim) for a in (k, v))
     if c.qk_norm:
@@ -106,7 +108,6 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-
   def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
     self.embed = nnx.Param(jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size)) * 0.02)
 
@@ -118,8 +119,7 @@ class Decoder(nnx.Module):
     self.layers = stack(c, rngs)
     self.norm = nnx.Param(jnp.ones(c.hidden_size))
     if not c.tie_embeddings:
-      self.head = nnx.Param(
-          jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size)) * 0.02)
+      self.head = nnx.Param(jax.random.normal(rngs.params(), (c.vocab_size, c.hidden_size)) * 0.02)
 
 
 # ---- pure functions -----------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _at_last(x: Float[Array, "N P D"], length: Int[Array, " N"]) -> Float[Array,
 
 
 def prefill(
-    config: ModelConfig, params: Params, prompt: Int[Array, "N P"], length: Int[Array, " N"]
+  config: ModelConfig, params: Params, prompt: Int[Array, "N P"], length: Int[Array, " N"]
 ) -> tuple[Float[Array, "N D"], PrefixCache]:
   """Prompts padded on the right -> hidden state that predicts the first new token, and cache."""
 
@@ -189,14 +189,14 @@ def prefill(
 
 
 def shared_hidden(
-    config: ModelConfig,
-    params: Params,
-    prompt: Int[Array, "N P"],
-    length: Int[Array, " N"],
-    tokens: Int[Array, "N G T"],
-    *,
-    remat: bool = False,
-    implementation: str | None = None,
+  config: ModelConfig,
+  params: Params,
+  prompt: Int[Array, "N P"],
+  length: Int[Array, " N"],
+  tokens: Int[Array, "N G T"],
+  *,
+  remat: bool = False,
+  implementation: str | None = None,
 ) -> Float[Array, "N G T D"]:
   """Hidden states that predict `tokens`: entry [n, g, t] has seen prompt n and tokens[n, g, :t].
 
@@ -210,11 +210,13 @@ def shared_hidden(
   own = jnp.broadcast_to(length[:, None, None] + jnp.arange(t - 1)[None, None], (n, g, t - 1))
   ids = jnp.concatenate([prompt, tokens[:, :, :-1].reshape(n, -1)], axis=1)
   position = jnp.concatenate(
-      [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), own.reshape(n, -1)], axis=1)
+    [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), own.reshape(n, -1)], axis=1
+  )
 
   def attend(q, k, v):
     mixed = attention.prefix_attention(
-        q, k, v, length, num_prefix=p, group=g, implementation=implementation)
+      q, k, v, length, num_prefix=p, group=g, implementation=implementation
+    )
     return mixed, None
 
   x, _ = run_layers(config, params, embed(params, ids), position, attend, remat=remat)
@@ -223,12 +225,12 @@ def shared_hidden(
 
 
 def hidden(
-    config: ModelConfig,
-    params: Params,
-    tokens: Int[Array, "B S"],
-    lengths: Int[Array, " B"],
-    *,
-    remat: bool = False,
+  config: ModelConfig,
+  params: Params,
+  tokens: Int[Array, "B S"],
+  lengths: Int[Array, " B"],
+  *,
+  remat: bool = False,
 ) -> Float[Array, "B S D"]:
   """Plain causal rows padded on the right: entry [b, s] has seen tokens[b, :s + 1]."""
 
@@ -241,7 +243,7 @@ def hidden(
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(
-    config: ModelConfig, params: Params, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]
+  config: ModelConfig, params: Params, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]
 ) -> Float[Array, "B S V"]:
   """Next-token logits of rows padded on the right, float32: for tests and small uses."""
   x = hidden(config, params, tokens, lengths)

@@ -23,8 +23,10 @@ class Choice:
     if self.temperature <= 0:
       return f"temperature={self.temperature}: greedy choice is not a policy; use a value above 0"
     if self.top_k or self.top_p < 1:
-      return (f"top_k={self.top_k}, top_p={self.top_p}: the trained log-probabilities would not be "
-              "those sampled from; use them under eval only")
+      return (
+        f"top_k={self.top_k}, top_p={self.top_p}: the trained log-probabilities would not be "
+        "those sampled from; use them under eval only"
+      )
     return None
 
 
@@ -72,7 +74,9 @@ def inverse_cdf(logits: Float[Array, "X V"], uniform: Float[Array, " X"]) -> Int
   return (block * _BLOCK + token).astype(jnp.int32)
 
 
-def choose(logits: Float[Array, "X V"], uniform: Float[Array, " X"], choice: Choice) -> Int[Array, " X"]:
+def choose(
+  logits: Float[Array, "X V"], uniform: Float[Array, " X"], choice: Choice
+) -> Int[Array, " X"]:
   """One token a row from logits that were already divided by the temperature."""
   if choice.temperature <= 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -19,7 +19,6 @@ from grpo_jax.rollout import sampler
 from grpo_jax.rollout.choose import Choice
 from grpo_jax.types import Batch, Flat, Rollouts
 
-
 # Two sizes an octave: padding stays below a third, and compiled programs are few.
 BUCKETS = (4, 8, 16, 24, *(size << k for k in range(20) for size in (32, 48)))
 
@@ -37,7 +36,8 @@ class Collected:
   batch: Batch
   problems: list
   texts: list[list[str]]
-  failed: dict[str, int]
+  failed: dict[str, int]  # rewards that failed, by kind
+  errors: tuple[str, ...]  # their first messages
   seconds: dict[str, float]
   resampled: int = 0
 
@@ -109,7 +109,8 @@ def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0
   short = -len(problems) % sharding.row_shards(s.mesh)
   pad = lambda x: np.concatenate([x, np.repeat(x[:1], short, axis=0)]) if short else x
   keys = _prompt_keys(
-    np.uint32(s.seed), np.uint32(step * 64 + round_), pad(ids), pad(_repeats(ids)))
+    np.uint32(s.seed), np.uint32(step * 64 + round_), pad(ids), pad(_repeats(ids))
+  )
   rows = sharding.rows(s.mesh)
   out = sampler.sample(
     s.config,
@@ -139,7 +140,7 @@ def score(s: Sampling, pool, problems: Sequence, tokens, length):
     name: getattr(scores, name).reshape(n, g, *getattr(scores, name).shape[1:])
     for name in ("reward", "parts", "correct", "alive")
   }
-  return texts, shaped, scores.failed
+  return texts, shaped, scores
 
 
 def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) -> Collected:
@@ -150,25 +151,33 @@ def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) 
   """
   kept: list[dict] = []
   failed: dict[str, int] = {}
+  errors: tuple[str, ...] = ()
   seconds = {"sample": 0.0, "verify": 0.0}
   dropped, dead = 0, {}
   for round_ in range(plan.resample + 1):
     problems = draw(count)
     start = time.monotonic()
     (tokens, logp, length, stopped), prompt, prompt_length = generate(
-      s, params, problems, step, round_)
+      s, params, problems, step, round_
+    )
     seconds["sample"] += time.monotonic() - start
     start = time.monotonic()
-    texts, scores, bad = score(s, pool, problems, tokens, length)
+    texts, scores, raw = score(s, pool, problems, tokens, length)
     seconds["verify"] += time.monotonic() - start
-    failed = {k: failed.get(k, 0) + v for k, v in bad.items()}
+    failed = {k: failed.get(k, 0) + v for k, v in raw.failed.items()}
+    errors += raw.errors
     for i, problem in enumerate(problems):
       alive = scores["alive"][i]
       reward = scores["reward"][i][alive]
       flat = reward.size == 0 or reward.max() == reward.min()
       group = {
-        "problem": problem, "texts": texts[i], "tokens": tokens[i], "logp": logp[i],
-        "length": length[i], "stopped": stopped[i], "prompt": prompt[i, : prompt_length[i]],
+        "problem": problem,
+        "texts": texts[i],
+        "tokens": tokens[i],
+        "logp": logp[i],
+        "length": length[i],
+        "stopped": stopped[i],
+        "prompt": prompt[i, : prompt_length[i]],
         **{k: v[i] for k, v in scores.items()},
       }
       if plan.resample and flat:
@@ -179,10 +188,12 @@ def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) 
     if len(kept) == count:
       break
   kept += [dead] * (count - len(kept)) if dropped else []
-  return _assemble(s, kept, failed, seconds, dropped)
+  got = _assemble(s, kept)
+  return Collected(*got, failed=failed, errors=errors, seconds=seconds, resampled=dropped)
 
 
-def _assemble(s: Sampling, kept: list[dict], failed, seconds, dropped) -> Collected:
+def _assemble(s: Sampling, kept: list[dict]):
+  """(rollouts, batch, problems, texts) of the kept groups."""
   stack = lambda name: np.stack([k[name] for k in kept])
   length = stack("length")
   n, g = length.shape
@@ -214,12 +225,4 @@ def _assemble(s: Sampling, kept: list[dict], failed, seconds, dropped) -> Collec
     prompt_tokens=prompt,
     prompt_length=prompt_length,
   )
-  return Collected(
-    rollouts=rollouts,
-    batch=batch,
-    problems=[k["problem"] for k in kept],
-    texts=[k["texts"] for k in kept],
-    failed=failed,
-    seconds=seconds,
-    resampled=dropped,
-  )
+  return rollouts, batch, [k["problem"] for k in kept], [k["texts"] for k in kept]

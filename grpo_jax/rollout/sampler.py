@@ -62,12 +62,12 @@ def _decode(config, params, prefix, slots):
     def attend(q, k, v):
       def put(cache, new):
         return jax.lax.dynamic_update_slice(
-            cache, new.transpose(0, 2, 1, 3)[None, :, :, :, None], (index, 0, 0, 0, column, 0))
+          cache, new.transpose(0, 2, 1, 3)[None, :, :, :, None], (index, 0, 0, 0, column, 0)
+        )
 
       kept = put(k_all, k), put(v_all, v)
       own = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in kept)
-      return attention.decode_attention(
-          q, k_prefix, v_prefix, prefix.length, *own, visible), kept
+      return attention.decode_attention(q, k_prefix, v_prefix, prefix.length, *own, visible), kept
 
     x, (k_all, v_all) = decoder.block_apply(config, weights, x, position, attend)
     return (x, k_all, v_all), None
@@ -94,17 +94,19 @@ def _advance(slots, logits, keys, stop_ids, choice):
   stop = jnp.any(token[..., None] == stop_ids[None, None], axis=-1)
   done = live & (stop | (slots.fed + 1 >= budget))
   out = slots.out._replace(
-      tokens=slots.out.tokens.at[row, sample, slots.fed].set(token, mode="drop"),
-      logp=slots.out.logp.at[row, sample, slots.fed].set(logp, mode="drop"),
-      length=slots.out.length.at[row, sample].add(1, mode="drop"),
-      stopped=slots.out.stopped.at[row, sample].set(stop, mode="drop"))
+    tokens=slots.out.tokens.at[row, sample, slots.fed].set(token, mode="drop"),
+    logp=slots.out.logp.at[row, sample, slots.fed].set(logp, mode="drop"),
+    length=slots.out.length.at[row, sample].add(1, mode="drop"),
+    stopped=slots.out.stopped.at[row, sample].set(stop, mode="drop"),
+  )
   rank = jnp.cumsum(done, axis=1) - 1
   return slots._replace(
-      token=token,
-      sample=jnp.where(done, slots.taken[:, None] + rank, slots.sample),
-      fed=jnp.where(done, 0, slots.fed + 1),
-      taken=slots.taken + jnp.sum(done, axis=1),
-      out=out)
+    token=token,
+    sample=jnp.where(done, slots.taken[:, None] + rank, slots.sample),
+    fed=jnp.where(done, 0, slots.fed + 1),
+    taken=slots.taken + jnp.sum(done, axis=1),
+    out=out,
+  )
 
 
 def _uniform(key, sample, position):
@@ -112,19 +114,20 @@ def _uniform(key, sample, position):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "group", "budget", "slots", "choice", "stop_ids"))
+  jax.jit, static_argnames=("config", "group", "budget", "slots", "choice", "stop_ids")
+)
 def sample(
-    config: ModelConfig,
-    params: Any,
-    prompt: Int[Array, "N P"],
-    length: Int[Array, " N"],
-    keys: Array,
-    *,
-    group: int,
-    budget: int,
-    stop_ids: tuple[int, ...],
-    choice: choose.Choice = choose.Choice(),
-    slots: int | None = None,
+  config: ModelConfig,
+  params: Any,
+  prompt: Int[Array, "N P"],
+  length: Int[Array, " N"],
+  keys: Array,
+  *,
+  group: int,
+  budget: int,
+  stop_ids: tuple[int, ...],
+  choice: choose.Choice = choose.Choice(),
+  slots: int | None = None,
 ) -> Samples:
   """`group` completions of at most `budget` tokens for each right-padded prompt.
 
@@ -143,17 +146,27 @@ def sample(
 
   first = project(last)  # the same for every completion of a prompt
   cache = jnp.zeros(
-      (config.num_layers, n, config.num_kv_heads, s, budget, config.head_dim), last.dtype)
+    (config.num_layers, n, config.num_kv_heads, s, budget, config.head_dim), last.dtype
+  )
   state = _Slots(
-      step=jnp.int32(0), token=jnp.zeros((n, s), jnp.int32),
-      sample=jnp.broadcast_to(jnp.arange(s), (n, s)), fed=jnp.zeros((n, s), jnp.int32),
-      taken=jnp.full(n, s, jnp.int32), k=cache, v=cache,
-      out=Samples(
-          tokens=jnp.zeros((n, group, budget), jnp.int32),
-          logp=jnp.zeros((n, group, budget), jnp.float32),
-          length=jnp.zeros((n, group), jnp.int32),
-          stopped=jnp.zeros((n, group), bool), steps=jnp.int32(0)))
-  state = _advance(state, jnp.broadcast_to(first[:, None], (n, s, first.shape[-1])), keys, stops, choice)
+    step=jnp.int32(0),
+    token=jnp.zeros((n, s), jnp.int32),
+    sample=jnp.broadcast_to(jnp.arange(s), (n, s)),
+    fed=jnp.zeros((n, s), jnp.int32),
+    taken=jnp.full(n, s, jnp.int32),
+    k=cache,
+    v=cache,
+    out=Samples(
+      tokens=jnp.zeros((n, group, budget), jnp.int32),
+      logp=jnp.zeros((n, group, budget), jnp.float32),
+      length=jnp.zeros((n, group), jnp.int32),
+      stopped=jnp.zeros((n, group), bool),
+      steps=jnp.int32(0),
+    ),
+  )
+  state = _advance(
+    state, jnp.broadcast_to(first[:, None], (n, s, first.shape[-1])), keys, stops, choice
+  )
 
   def more(state):
     return jnp.any(state.sample < group)

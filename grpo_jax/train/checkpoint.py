@@ -36,7 +36,9 @@ class Checkpoints:
     """state: a pytree of arrays; host: anything JSON can hold. Blocks until it is on the disk."""
     if step in self.steps():
       return
-    args = ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), host=ocp.args.JsonSave(host))
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(_tree(state)), host=ocp.args.JsonSave(host)
+    )
     self.manager.save(step, args=args)
     self.manager.wait_until_finished()
     if jax.process_index() == 0:

@@ -14,12 +14,13 @@ import numpy as np
 
 from grpo_jax import sharding
 from grpo_jax.data.stream import PromptStream
+from grpo_jax.errors import UserError
 from grpo_jax.rollout.collect import Collected, collect
 from grpo_jax.rollout.evaluate import Evaluation, evaluate
 from grpo_jax.train import report, rollout_log, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
-from grpo_jax.train.metrics import MetricsWriter, paired_gain
+from grpo_jax.train.metrics import MetricsWriter, paired_gain, read_metrics
 from grpo_jax.types import Flat
 
 
@@ -33,7 +34,7 @@ def run(c, workdir: Path, say=print) -> dict:
   setup.save_config(c, workdir)
   parts = setup.prepare(c, say)
   say(setup.plan(c, parts))
-  stream = PromptStream(parts.data.train, seed=c.seed)
+  stream = PromptStream(parts.data.train, seed=c.seed, order=parts.data.order)
   checkpoints = Checkpoints(workdir, c.checkpoint.keep, say)
   state, first = parts.state, 0
   if (found := checkpoints.restore(state)) is not None:
@@ -41,22 +42,28 @@ def run(c, workdir: Path, say=print) -> dict:
     stream.restore(host["stream"])
     checkpoints.discard_after(first)
     say(f"resumed after step {first}")
+  evals = Evaluations(workdir, first)
   writer = MetricsWriter(workdir, c.steps, c.log.tensorboard and main, keep_below_step=first + 1)
   heldout = parts.data.heldout[: c.eval.problems]
 
   def held_out(step: int) -> Evaluation:
-    path = workdir / "eval" / f"step_{step:06d}.json"
-    if path.exists():
-      return Evaluation(**json.loads(path.read_text()))
-    result = evaluate(
-      parts.sampling, state.params, parts.pool, heldout, c.eval.batch, c.eval.samples,
-      parts.eval_choice)
-    if main:
-      path.parent.mkdir(exist_ok=True)
-      path.write_text(json.dumps({"correct": result.correct, "metrics": result.metrics}))
+    result = evals.read(step)
+    if result is None:
+      result = evaluate(
+        parts.sampling,
+        state.params,
+        parts.pool,
+        heldout,
+        c.eval.batch,
+        c.eval.samples,
+        parts.eval_choice,
+      )
+      if main:
+        evals.write(step, result)
+      writer.end_line()
+      say(f"step {step}: held-out " + _accuracies(result.metrics))
+    if main and not any(r["kind"] == "eval" and r["step"] == step for r in read_metrics(workdir)):
       writer.write(step, result.metrics, kind="eval")
-    writer.end_line()
-    say(f"step {step}: held-out " + _accuracies(result.metrics))
     return result
 
   # ---- loop -------------------------------------------------------------------------------------
@@ -68,8 +75,7 @@ def run(c, workdir: Path, say=print) -> dict:
     weights = parts.method.weigh(state.method_state) if parts.method.weigh else None
     draw = lambda n: stream.next(n, None if weights is None else np.asarray(weights))
     plan = parts.method.plan if isinstance(parts.method.plan, Flat) else Flat()
-    got = collect(
-      parts.sampling, state.params, parts.pool, draw, c.batch.prompts, step, plan)
+    got = collect(parts.sampling, state.params, parts.pool, draw, c.batch.prompts, step, plan)
 
     # score: what the method needs to know of the old and the reference policy
     scored = time.monotonic()
@@ -92,15 +98,21 @@ def run(c, workdir: Path, say=print) -> dict:
     # log, evaluate, save
     done = time.monotonic()
     seconds = got.seconds | {
-      "score": updated - scored, "update": done - updated, "total": done - clock}
+      "score": updated - scored,
+      "update": done - updated,
+      "total": done - clock,
+    }
     row = summarize(got, metrics, seconds) | {"compiles": compiles()}
     if main:
       writer.write(step, row)
       writer.progress(step, row)
+      _complain(got, step, writer, say)
     if not np.isfinite(row["loss"]) or not np.isfinite(row["grad_norm"]):
-      raise FloatingPointError(
-        f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}; the last checkpoint is "
-        "whole: lower optimizer.lr and resume from it")
+      report.write_report(workdir)
+      raise UserError(
+        f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}: the run has diverged; "
+        f"lower optimizer.lr={c.optimizer.lr} and start in another --workdir"
+      )
     if step % c.log.rollouts_every == 0 or step in (1, c.steps):
       per_token = sharding.fetch(per_token)
       if main:
@@ -134,12 +146,48 @@ def run(c, workdir: Path, say=print) -> dict:
   writer.end_line()
   say(
     f"held-out accuracy {final['accuracy_before']:.1%} -> {final['accuracy_after']:.1%} on "
-    f"{gain.problems} problems: {gain.gain:+.1%}, 95% interval [{gain.low:+.1%}, {gain.high:+.1%}]")
+    f"{gain.problems} problems: {gain.gain:+.1%}, 95% interval [{gain.low:+.1%}, {gain.high:+.1%}]"
+  )
   if main:
     writer.finish(final)
     with contextlib.suppress(OSError):
       report.write_report(workdir)
   return final
+
+
+class Evaluations:
+  """Held-out results of this run as workdir/eval/step_*.json; those after `last` are of a past that
+  a resume undoes."""
+
+  def __init__(self, workdir: Path, last: int):
+    self.folder = workdir / "eval"
+    for path in self.folder.glob("step_*.json"):
+      if int(path.stem.removeprefix("step_")) > last:
+        path.unlink(missing_ok=True)
+
+  def _path(self, step: int) -> Path:
+    return self.folder / f"step_{step:06d}.json"
+
+  def read(self, step: int) -> Evaluation | None:
+    path = self._path(step)
+    return Evaluation(**json.loads(path.read_text())) if path.exists() else None
+
+  def write(self, step: int, result: Evaluation) -> None:
+    self.folder.mkdir(exist_ok=True)
+    temporary = self._path(step).with_suffix(".tmp")
+    temporary.write_text(json.dumps({"correct": result.correct, "metrics": result.metrics}))
+    temporary.replace(self._path(step))
+
+
+def _complain(got: Collected, step: int, writer, say) -> None:
+  """Says when a reward function fails on most of what it is given: zeros would hide it."""
+  failed = sum(got.failed.values())
+  if failed > got.rollouts.reward.size // 2:
+    writer.end_line()
+    kinds = ", ".join(f"{n} {kind}" for kind, n in got.failed.items() if n)
+    say(
+      f"step {step}: most rewards failed ({kinds}); the first message: {'; '.join(got.errors[:1])}"
+    )
 
 
 def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[str, float]:

@@ -175,8 +175,9 @@ def save_config(c, workdir: Path) -> None:
   if path.exists():
     before = json.loads(path.read_text())
     free = {"steps", "eval", "checkpoint", "log", "mesh"}
-    changed = [k for k in sorted(before.keys() | now.keys())
-               if k not in free and before.get(k) != now.get(k)]
+    changed = [
+      k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)
+    ]
     if changed:
       detail = ", ".join(f"{k} was {json.dumps(before.get(k))[:80]}" for k in changed)
       raise UserError(

@@ -1,9 +1,9 @@
 """The one compiled step in which methods and models meet: credit, gradient, update, memory.
 
-    credit    from data alone, on the whole batch
-    gradient  sums over micro-batches; exact, since a loss is sum(weight * term)
-    update    one optimizer step a mini-batch, `epochs` times over the batch
-    remember  the method's own state, after the update
+credit    from data alone, on the whole batch
+gradient  sums over micro-batches; exact, since a loss is sum(weight * term)
+update    one optimizer step a mini-batch, `epochs` times over the batch
+remember  the method's own state, after the update
 """
 
 import dataclasses
@@ -159,9 +159,7 @@ def make_update(
     now = Now(metrics=metrics, step=state.step)
     memory = method.remember(state.method_state, rollouts, batch, now)
     per_token["adv"] = jnp.take_along_axis(credit.adv, batch.unit, axis=1) * batch.mask
-    state = TrainState(
-      params=params, opt_state=opt_state, method_state=memory, step=state.step + 1
-    )
+    state = TrainState(params=params, opt_state=opt_state, method_state=memory, step=state.step + 1)
     return state, metrics, per_token
 
   def _epochs(carry, rollouts, batch, whole, memory, key):

@@ -16,14 +16,14 @@ __all__ = ["IMPLEMENTATIONS", "decode_attention", "prefix_attention", "prompt_at
 
 
 def prefix_attention(
-    q: Float[Array, "N S H d"],
-    k: Float[Array, "N S K d"],
-    v: Float[Array, "N S K d"],
-    prefix_length: Int[Array, " N"],
-    *,
-    num_prefix: int,
-    group: int,
-    implementation: str | None = None,
+  q: Float[Array, "N S H d"],
+  k: Float[Array, "N S K d"],
+  v: Float[Array, "N S K d"],
+  prefix_length: Int[Array, " N"],
+  *,
+  num_prefix: int,
+  group: int,
+  implementation: str | None = None,
 ) -> Float[Array, "N S H d"]:
   """Attention of rows [prompt padded to num_prefix; G completions of T], S = num_prefix + G * T.
 
@@ -35,8 +35,7 @@ def prefix_attention(
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(f"implementation={implementation!r}: choose one of {IMPLEMENTATIONS}")
   if implementation == "reference":
-    return reference.prefix_attention(
-        q, k, v, prefix_length, num_prefix=num_prefix, group=group)
+    return reference.prefix_attention(q, k, v, prefix_length, num_prefix=num_prefix, group=group)
   n, s, h, d = q.shape
   t = (s - num_prefix) // group
   p = num_prefix

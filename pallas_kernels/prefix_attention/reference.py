@@ -5,13 +5,13 @@ from jaxtyping import Array, Float, Int
 
 
 def prefix_attention(
-    q: Float[Array, "N S H d"],
-    k: Float[Array, "N S K d"],
-    v: Float[Array, "N S K d"],
-    prefix_length: Int[Array, " N"],
-    *,
-    num_prefix: int,
-    group: int,
+  q: Float[Array, "N S H d"],
+  k: Float[Array, "N S K d"],
+  v: Float[Array, "N S K d"],
+  prefix_length: Int[Array, " N"],
+  *,
+  num_prefix: int,
+  group: int,
 ) -> Float[Array, "N S H d"]:
   """softmax(q k^T / sqrt(d)) v with the mask of card 59, every score formed.
 

@@ -34,10 +34,10 @@ def _weigh(p, v):
 
 
 def prompt_attention(
-    q: Float[Array, "N P H d"],
-    k: Float[Array, "N P K d"],
-    v: Float[Array, "N P K d"],
-    prefix_length: Int[Array, " N"],
+  q: Float[Array, "N P H d"],
+  k: Float[Array, "N P K d"],
+  v: Float[Array, "N P K d"],
+  prefix_length: Int[Array, " N"],
 ) -> Float[Array, "N P H d"]:
   """Causal self-attention of right-padded prompts."""
   p, kv = q.shape[1], k.shape[2]
@@ -71,19 +71,20 @@ def _two_part(q, k_prefix, v_prefix, valid, k, v, own_mask):
 
 
 def completion_attention(
-    q: Float[Array, "N G T H d"],
-    k_prefix: Float[Array, "N P K d"],
-    v_prefix: Float[Array, "N P K d"],
-    prefix_length: Int[Array, " N"],
-    k: Float[Array, "N G T K d"],
-    v: Float[Array, "N G T K d"],
+  q: Float[Array, "N G T H d"],
+  k_prefix: Float[Array, "N P K d"],
+  v_prefix: Float[Array, "N P K d"],
+  prefix_length: Int[Array, " N"],
+  k: Float[Array, "N G T K d"],
+  v: Float[Array, "N G T K d"],
 ) -> Float[Array, "N G T H d"]:
   """Completions attend to the whole shared prompt and causally to themselves."""
   n, g, t, h, d = q.shape
   kv, rep = k.shape[3], h // k.shape[3]
   valid = jnp.arange(k_prefix.shape[1])[None] < prefix_length[:, None]
   k_prefix, v_prefix = (
-      jnp.where(valid[:, :, None, None], a, 0).transpose(0, 2, 1, 3) for a in (k_prefix, v_prefix))
+    jnp.where(valid[:, :, None, None], a, 0).transpose(0, 2, 1, 3) for a in (k_prefix, v_prefix)
+  )
   q = q.reshape(n, g, t, kv, rep, d).transpose(0, 3, 1, 4, 2, 5).reshape(n, kv, g, rep * t, d)
   k, v = (a.transpose(0, 3, 1, 2, 4) for a in (k, v))
   causal = jnp.tile(jnp.tril(jnp.ones((t, t), bool)), (rep, 1))[None, None, None]
@@ -93,13 +94,13 @@ def completion_attention(
 
 
 def decode_attention(
-    q: Float[Array, "N S H d"],
-    k_prefix: Float[Array, "N K P d"],
-    v_prefix: Float[Array, "N K P d"],
-    prefix_length: Int[Array, " N"],
-    k: Float[Array, "N K S C d"],
-    v: Float[Array, "N K S C d"],
-    visible: Bool[Array, "N S C"],
+  q: Float[Array, "N S H d"],
+  k_prefix: Float[Array, "N K P d"],
+  v_prefix: Float[Array, "N K P d"],
+  prefix_length: Int[Array, " N"],
+  k: Float[Array, "N K S C d"],
+  v: Float[Array, "N K S C d"],
+  visible: Bool[Array, "N S C"],
 ) -> Float[Array, "N S H d"]:
   """One query a slot: S slots share a prompt, and each has C cached columns of its own.
 

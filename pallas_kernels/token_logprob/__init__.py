@@ -41,12 +41,12 @@ def _chunk(hidden, head, target, temperature):
 
 @functools.partial(jax.jit, static_argnames=("chunk",))
 def token_logprob(
-    hidden: Float[Array, "X D"],
-    head: Float[Array, "V D"],
-    target: Int[Array, " X"],
-    temperature: float | Float[Array, ""] = 1.0,
-    *,
-    chunk: int = 256,
+  hidden: Float[Array, "X D"],
+  head: Float[Array, "V D"],
+  target: Int[Array, " X"],
+  temperature: float | Float[Array, ""] = 1.0,
+  *,
+  chunk: int = 256,
 ) -> TokenLogprob:
   """log softmax(h W^T / temperature)[target] and its entropy, each [X] in float32.
 

@@ -6,10 +6,10 @@ from jaxtyping import Array, Float, Int
 
 
 def token_logprob(
-    hidden: Float[Array, "X D"],
-    head: Float[Array, "V D"],
-    target: Int[Array, " X"],
-    temperature: float = 1.0,
+  hidden: Float[Array, "X D"],
+  head: Float[Array, "V D"],
+  target: Int[Array, " X"],
+  temperature: float = 1.0,
 ) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
   """log_softmax(hidden head^T / temperature)[target] and the entropy of that distribution."""
   logits = jnp.einsum("xd,vd->xv", hidden, head, preferred_element_type=jnp.float32) / temperature
