@@ -161,7 +161,8 @@ class Method:
 
   credit(state, rollouts, batch) -> Credit        data only; never sees the current parameters
   loss(fwd, batch, credit) -> (scalar, metrics)   a sum over rows: additive over micro-batches;
-                                                  its metrics are sums too (already weighted)
+                                                  its metrics are sums too (already weighted),
+                                                  but those named "max_..." combine by max
   init(num_prompts) -> state                      fixed-shape pytree, indexed by stable prompt id
   weigh(state) -> f32[Q]                          sampling weights of the prompts; None = uniform
   remember(state, rollouts, batch, now) -> state  after the update
