@@ -148,17 +148,6 @@ def block_apply(config: ModelConfig, layer: Params, x: Array, position: Array, a
   return nnx.merge(_block(config), layer)(x, position, attend)
 
 
-def run_layers(config, params, x, position, attend, *, remat=False):
-  """Scans the layers; returns the normed output and what `attend` kept, stacked on L."""
-
-  def step(x, layer):
-    return block_apply(config, layer, x, position, attend)
-
-  step = jax.checkpoint(step) if remat else step
-  x, kept = jax.lax.scan(step, x, params["layers"])
-  return rms_norm(x, params["norm"], config.norm_eps), kept
-
-
 class PrefixCache(NamedTuple):
   """Keys and values of the shared prompts, stacked over layers."""
 
@@ -175,17 +164,67 @@ def _at_last(x: Float[Array, "N P D"], length: Int[Array, " N"]) -> Float[Array,
   return jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
 
 
-def prefill(
-  config: ModelConfig, params: Params, prompt: Int[Array, "N P"], length: Int[Array, " N"]
-) -> tuple[Float[Array, "N D"], PrefixCache]:
-  """Prompts padded on the right -> hidden state that predicts the first new token, and cache."""
+def _own_keys(lengths):
+  """Causal attention inside each row, keeping keys and values."""
 
   def attend(q, k, v):
-    return attention.prompt_attention(q, k, v, length), (k, v)
+    return attention.prompt_attention(q, k, v, lengths), (k, v)
 
-  position = jnp.broadcast_to(jnp.arange(prompt.shape[1])[None], prompt.shape)
-  x, (k, v) = run_layers(config, params, embed(params, prompt), position, attend)
-  return _at_last(x, length), PrefixCache(k, v, length)
+  return attend
+
+
+def run_layers(config, params, x, position, attend, *, trunk=None, remat=False):
+  """Scans the layers over x [N, S, D]; returns the normed output and what `attend` kept, by layer.
+
+  attend(shared, q, k, v) -> (mixed, kept). `trunk` i32[C] is a text before all rows, computed once:
+  `shared` is then its keys and values (C, K, d) in this layer, else None.
+  """
+  start = None if trunk is None else embed(params, trunk[None])
+
+  def step(carry, layer):
+    x, above = carry
+    shared = None
+    if trunk is not None:
+      count = trunk.shape[0]
+      where = jnp.arange(count)[None]
+      keys = _own_keys(jnp.full((1,), count, jnp.int32))
+      above, (k, v) = block_apply(config, layer, above, where, keys)
+      shared = k[0], v[0]
+    x, kept = block_apply(config, layer, x, position, functools.partial(attend, shared))
+    return (x, above), kept
+
+  step = jax.checkpoint(step) if remat else step
+  (x, _), kept = jax.lax.scan(step, (x, start), params["layers"])
+  return rms_norm(x, params["norm"], config.norm_eps), kept
+
+
+def _size(trunk) -> int:
+  return 0 if trunk is None else trunk.shape[0]
+
+
+def prefill(
+  config: ModelConfig,
+  params: Params,
+  prompt: Int[Array, "N P"],
+  length: Int[Array, " N"],
+  trunk: Int[Array, " C"] | None = None,
+) -> tuple[Float[Array, "N D"], PrefixCache]:
+  """Prompts padded on the right -> hidden state that predicts the first new token, and the cache of
+  the whole prefix, [trunk; prompt]."""
+  n, p = prompt.shape
+  total = length + _size(trunk)
+
+  def attend(shared, q, k, v):
+    if shared is not None:
+      k, v = (
+        jnp.concatenate([jnp.broadcast_to(a[None], (n, *a.shape)), b], axis=1)
+        for a, b in zip(shared, (k, v), strict=True)
+      )
+    return attention.prompt_attention(q, k, v, total), (k, v)
+
+  position = jnp.broadcast_to(jnp.arange(p)[None], prompt.shape) + _size(trunk)
+  x, (k, v) = run_layers(config, params, embed(params, prompt), position, attend, trunk=trunk)
+  return _at_last(x, length), PrefixCache(k, v, total)
 
 
 def shared_hidden(
@@ -195,33 +234,70 @@ def shared_hidden(
   length: Int[Array, " N"],
   tokens: Int[Array, "N G T"],
   *,
+  trunk: Int[Array, " C"] | None = None,
   remat: bool = False,
   implementation: str | None = None,
 ) -> Float[Array, "N G T D"]:
   """Hidden states that predict `tokens`: entry [n, g, t] has seen prompt n and tokens[n, g, :t].
 
-  The prompt is computed once a group (card 59). Token t = 0 is predicted by the last prompt
-  position, so the last completion token is never an input. Equal to G separate rows
-  [prompt; completion] in values and gradients. Padding needs no mask here: a padded token only
-  influences entries after it, which the caller's mask drops.
+  The prompt is computed once a group (card 59), and `trunk`, a text before all prompts, once.
+  Token t = 0 is predicted by the last prompt position, so the last completion token is never an
+  input. Equal to G separate rows [trunk; prompt; completion] in values and gradients. Padding needs
+  no mask here: a padded token only influences entries after it, which the caller's mask drops.
   """
   n, g, t = tokens.shape
-  p = prompt.shape[1]
-  own = jnp.broadcast_to(length[:, None, None] + jnp.arange(t - 1)[None, None], (n, g, t - 1))
-  ids = jnp.concatenate([prompt, tokens[:, :, :-1].reshape(n, -1)], axis=1)
-  position = jnp.concatenate(
-    [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), own.reshape(n, -1)], axis=1
+  own = jnp.broadcast_to(jnp.arange(t - 1)[None, None], (n, g, t - 1)).reshape(n, -1)
+  ids = tokens[:, :, :-1].reshape(n, -1)
+  last, x = _prompt_and_own(
+    config, params, prompt, length, ids, own, trunk, remat, group=g, implementation=implementation
+  )
+  first = jnp.broadcast_to(last[:, None, None], (n, g, 1, x.shape[-1]))
+  return jnp.concatenate([first, x.reshape(n, g, t - 1, -1)], axis=2)
+
+
+def packed_hidden(
+  config: ModelConfig,
+  params: Params,
+  prompt: Int[Array, "N P"],
+  length: Int[Array, " N"],
+  tokens: Int[Array, "N T"],
+  position: Int[Array, "N T"],
+  segment: Int[Array, "N T"],
+  *,
+  trunk: Int[Array, " C"] | None = None,
+  remat: bool = False,
+  implementation: str | None = None,
+) -> Float[Array, "N T D"]:
+  """As `shared_hidden` for completions of any lengths packed into one row a prompt.
+
+  position: place of the token inside its completion; segment: which completion. A completion's
+  tokens are adjacent, so the state that predicts a token is that of the entry before it, and that
+  of the prompt's end where position is 0.
+  """
+  last, x = _prompt_and_own(
+    config, params, prompt, length, tokens, position, trunk, remat,
+    segment=segment, implementation=implementation,
+  )  # fmt: skip
+  before = jnp.concatenate([last[:, None], x[:, :-1]], axis=1)
+  return jnp.where((position == 0)[..., None], last[:, None], before)
+
+
+def _prompt_and_own(
+  config, params, prompt, length, ids, own_position, trunk, remat, **layout
+) -> tuple[Float[Array, "N D"], Float[Array, "N X D"]]:
+  """Hidden states of the prompts' last tokens and of the completion tokens `ids` [N, X]."""
+  n, p = prompt.shape
+  where = jnp.concatenate(
+    [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), length[:, None] + own_position], axis=1
   )
 
-  def attend(q, k, v):
-    mixed = attention.prefix_attention(
-      q, k, v, length, num_prefix=p, group=g, implementation=implementation
-    )
+  def attend(shared, q, k, v):
+    mixed = attention.prefix_attention(q, k, v, length, num_prefix=p, trunk=shared, **layout)
     return mixed, None
 
-  x, _ = run_layers(config, params, embed(params, ids), position, attend, remat=remat)
-  first = jnp.broadcast_to(_at_last(x, length)[:, None, None], (n, g, 1, x.shape[-1]))
-  return jnp.concatenate([first, x[:, p:].reshape(n, g, t - 1, -1)], axis=2)
+  x = embed(params, jnp.concatenate([prompt, ids], axis=1))
+  x, _ = run_layers(config, params, x, where + _size(trunk), attend, trunk=trunk, remat=remat)
+  return _at_last(x, length), x[:, p:]
 
 
 def hidden(
@@ -234,7 +310,7 @@ def hidden(
 ) -> Float[Array, "B S D"]:
   """Plain causal rows padded on the right: entry [b, s] has seen tokens[b, :s + 1]."""
 
-  def attend(q, k, v):
+  def attend(_, q, k, v):
     return attention.prompt_attention(q, k, v, lengths), None
 
   position = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)

@@ -6,30 +6,35 @@ from jaxtyping import Array, Float, Int
 
 def prefix_attention(
   q: Float[Array, "N S H d"],
-  k: Float[Array, "N S K d"],
-  v: Float[Array, "N S K d"],
+  k: Float[Array, "N M K d"],
+  v: Float[Array, "N M K d"],
   prefix_length: Int[Array, " N"],
   *,
   num_prefix: int,
-  group: int,
+  group: int = 1,
+  segment: Int[Array, "N X"] | None = None,
 ) -> Float[Array, "N S H d"]:
   """softmax(q k^T / sqrt(d)) v with the mask of card 59, every score formed.
 
-  S = num_prefix + group * T: a prompt padded on the right to `num_prefix`, then G completions of T
-  tokens. Query i sees key j if j is a valid prompt token at or before i (any completion sees the
-  whole prompt), or j is in the completion of i at or before i. Outputs of padded prompt
-  positions are those of a query that sees the whole prompt before it: finite, and not to be used.
+  S = num_prefix + X: a prompt padded on the right to `num_prefix`, then X completion tokens.
+  Keys may begin with M - S more, of a text before the prompt; `prefix_length` counts those too.
+  Query i sees key j if j is a valid prefix key at or before i (any completion sees the whole
+  prefix), or j is in the completion of i at or before i. Outputs of padded prompt positions are
+  those of a query that sees the valid keys before it: finite, and not to be used.
   """
   n, s, h, d = q.shape
-  kv = k.shape[2]
-  t = (s - num_prefix) // group
-  index = jnp.arange(s)
-  in_prefix = index < num_prefix
-  owner = jnp.where(in_prefix, -1, (index - num_prefix) // max(t, 1))
-  causal = index[None, :] <= index[:, None]
-  valid = (index[None] < prefix_length[:, None]) | ~in_prefix[None]  # [N, S]
-  sees = causal & (in_prefix[None, :] | (owner[None, :] == owner[:, None]))  # [S, S]
-  mask = sees[None] & valid[:, None, :]
+  kv, m = k.shape[2], k.shape[1]
+  x = s - num_prefix
+  prefix = m - x
+  query, key = jnp.arange(m - s, m), jnp.arange(m)
+  if segment is None:
+    segment = jnp.broadcast_to((jnp.arange(x) // max(x // group, 1))[None], (n, x))
+  owner = jnp.concatenate([jnp.full((n, prefix), -1), segment], axis=1)  # of keys
+  in_prefix = key < prefix
+  valid = (key[None] < prefix_length[:, None]) | ~in_prefix[None]  # [N, M]
+  same = owner[:, None, :] == owner[:, m - s :, None]
+  sees = (key[None, :] <= query[:, None])[None] & (in_prefix[None, None] | same)
+  mask = sees & valid[:, None, :]
   k, v = (jnp.where(valid[:, :, None, None], a, 0) for a in (k, v))
   q = q.reshape(n, s, kv, h // kv, d)
   score = jnp.einsum("nikrd,njkd->nkrij", q, k).astype(jnp.float32) * d**-0.5

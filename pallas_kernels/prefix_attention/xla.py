@@ -35,17 +35,16 @@ def _weigh(p, v):
 
 def prompt_attention(
   q: Float[Array, "N P H d"],
-  k: Float[Array, "N P K d"],
-  v: Float[Array, "N P K d"],
-  prefix_length: Int[Array, " N"],
+  k: Float[Array, "N M K d"],
+  v: Float[Array, "N M K d"],
+  key_length: Int[Array, " N"],
 ) -> Float[Array, "N P H d"]:
-  """Causal self-attention of right-padded prompts."""
-  p, kv = q.shape[1], k.shape[2]
-  valid = jnp.arange(p)[None] < prefix_length[:, None]  # [N, P]
+  """Causal attention of prompts padded on the right, the last P of their M >= P keys being own."""
+  p, kv, m = q.shape[1], k.shape[2], k.shape[1]
+  valid = jnp.arange(m)[None] < key_length[:, None]
   k, v = (jnp.where(valid[:, :, None, None], a, 0).transpose(0, 2, 1, 3) for a in (k, v))
-  rep = q.shape[2] // kv
-  row = jnp.tile(jnp.arange(p), rep)
-  mask = (jnp.arange(p)[None] <= row[:, None])[None, None] & valid[:, None, None, :]
+  row = jnp.tile(jnp.arange(m - p, m), q.shape[2] // kv)
+  mask = (jnp.arange(m)[None] <= row[:, None])[None, None] & valid[:, None, None, :]
   score = _scores(_heads_first(q, kv), k, mask)
   weight = jnp.exp(score - jax.lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True)))
   out = _weigh(weight, v) / jnp.sum(weight, axis=-1)[..., None]
@@ -77,8 +76,12 @@ def completion_attention(
   prefix_length: Int[Array, " N"],
   k: Float[Array, "N G T K d"],
   v: Float[Array, "N G T K d"],
+  segment: Int[Array, "N G T"] | None = None,
 ) -> Float[Array, "N G T H d"]:
-  """Completions attend to the whole shared prompt and causally to themselves."""
+  """Completions attend to the whole shared prompt and causally to themselves.
+
+  With `segment`, the T tokens of an entry are several completions, told apart by their ids.
+  """
   n, g, t, h, d = q.shape
   kv, rep = k.shape[3], h // k.shape[3]
   valid = jnp.arange(k_prefix.shape[1])[None] < prefix_length[:, None]
@@ -87,8 +90,11 @@ def completion_attention(
   )
   q = q.reshape(n, g, t, kv, rep, d).transpose(0, 3, 1, 4, 2, 5).reshape(n, kv, g, rep * t, d)
   k, v = (a.transpose(0, 3, 1, 2, 4) for a in (k, v))
-  causal = jnp.tile(jnp.tril(jnp.ones((t, t), bool)), (rep, 1))[None, None, None]
-  out = _two_part(q, k_prefix, v_prefix, valid, k, v, causal)
+  mask = jnp.tril(jnp.ones((t, t), bool))[None, None]
+  if segment is not None:
+    mask = mask & (segment[..., :, None] == segment[..., None, :])
+  mask = jnp.tile(mask, (1, 1, rep, 1))[:, None]
+  out = _two_part(q, k_prefix, v_prefix, valid, k, v, mask)
   out = out.reshape(n, kv, g, rep, t, d).transpose(0, 2, 4, 1, 3, 5)
   return out.reshape(n, g, t, h, d).astype(q.dtype)
 
