@@ -30,12 +30,17 @@ def usable_pairs(batch: Batch, rollouts: Rollouts) -> Bool[Array, "N 2"]:
   return jnp.broadcast_to(jnp.all(present, axis=1, keepdims=True) & differ, present.shape)
 
 
-def pair_share(batch: Batch, rollouts: Rollouts, chosen: Bool[Array, "N 2"]) -> Float[Array, "R U"]:
-  """1 / pairs, split over the units of the chosen rollout, so that a pair counts once."""
-  number = units.by_rollout(batch.unit_mask, batch, rollouts)
-  pairs = jnp.sum(chosen, dtype=number.dtype)
-  share = jnp.where(chosen, 1, 0) / jnp.maximum(number * pairs, 1)
-  return units.of_owner(share, batch)
+def chosen_share(
+  batch: Batch, rollouts: Rollouts, chosen: Bool[Array, "N 2"]
+) -> Float[Array, "R U"]:
+  """2 / units of the rollout on the chosen's units with trained tokens, 0 elsewhere.
+
+  Times the `rollout_sum` weight of their tokens, 1 / (2 pairs), each pair counts 1 / pairs once.
+  """
+  filled = units.pool_sum(jnp.ones_like(batch.mask), batch) > 0
+  number = units.by_rollout(filled.astype(batch.mask.dtype), batch, rollouts)
+  share = jnp.where(chosen, 2, 0) / jnp.maximum(number, 1)
+  return jnp.where(filled, units.of_owner(share, batch), 0)
 
 
 def prompt_of(batch: Batch, rollouts: Rollouts) -> Int[Array, "R U"]:

@@ -40,7 +40,7 @@ def make(
       weight=weights.rollout_sum(batch, rollouts, pair),
       extra={
         "prompt": preference.prompt_of(batch, rollouts),
-        "share": preference.pair_share(batch, rollouts, pair & chosen),
+        "share": preference.chosen_share(batch, rollouts, pair & chosen),
       },
     )
 
@@ -48,7 +48,7 @@ def make(
     gain = units.pool_sum(fwd.logp - jax.lax.stop_gradient(batch.logp_ref), batch)
     margin = preference.sum_by_prompt(credit.adv * gain, credit.extra["prompt"])
     term = preference.pair_loss(margin, beta=beta, label_smoothing=label_smoothing, kind=kind)
-    share = credit.extra["share"]
+    share = credit.extra["share"] * units.pool_mean(credit.weight, batch)
     right = jnp.sum(jnp.where(margin > 0, share, 0))
     return jnp.sum(share * term), {"pair_accuracy": right, "margin": jnp.sum(share * margin)}
 
