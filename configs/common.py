@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from grpo_jax.lookup import unknown
+
 
 def base() -> ConfigDict:
   """Defaults of the language-model loop. Lists are tuples, so that a config stays hashable."""
@@ -37,12 +39,15 @@ def base() -> ConfigDict:
       "max_prompt_tokens": 512,
       "stop": (),  # texts that end an answer, beside the model's eos; empty: the data's own
       "slots": 0,  # completions of a prompt that decode at once; 0: all of them
+      "share_start": True,  # compute the text that all prompts begin with once
     }
   )
   c.score = ConfigDict(
     {
       "chunk": 512,  # tokens whose logits exist at a time; 0: all
       "remat": False,  # recompute layers in the backward pass
+      "pack": False,  # completions of a prompt in one row: no arithmetic on padding, but attention
+      # between the G completions is computed and masked: for answers that are short
     }
   )
   c.optimizer = ConfigDict(
@@ -72,4 +77,16 @@ def base() -> ConfigDict:
   c.checkpoint = ConfigDict({"every": 50, "keep": 2})
   c.log = ConfigDict({"rollouts_every": 10, "rollouts_prompts": 4, "tensorboard": True})
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  c.export = (
+    ""  # at the end, the policy as a safetensors folder of this name, for `model` of another
+  )
   return c
+
+
+def check_variant(variant: str, known: tuple[str, ...] = ("debug",)) -> list[str]:
+  """The comma-separated parts of FILE.py:variant; UserError for one that is not known."""
+  parts = [part for part in variant.split(",") if part]
+  for part in parts:
+    if part not in known:
+      raise unknown("variant", part, known)
+  return parts

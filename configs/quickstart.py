@@ -38,15 +38,14 @@ def get_config(variant: str = ""):
   c.batch.prompts = 8
   c.batch.group = 16
   c.sample.max_new_tokens = 8
+  c.score.pack = True
   c.optimizer.lr = 1e-5
   c.checkpoint.every = 8
   c.log.rollouts_every = 4
-  if variant == "debug":
+  if common.check_variant(variant):
     c.steps = 2
     c.batch.prompts = 2
     c.batch.group = 4
     c.eval.problems = 16
     c.eval.batch = 16
-  elif variant:
-    raise ValueError(f"variant {variant!r}: use 'debug' or none")
   return c

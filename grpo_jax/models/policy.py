@@ -1,6 +1,6 @@
 """From a batch to `Fwd`: the decoder as a policy over completions of shared prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,27 +26,34 @@ def make_forward(
   chunk: int = 256,
   remat: bool = False,
   implementation: str | None = None,
+  trunk: Sequence[int] = (),
 ) -> Forward:
   """forward(params, batch) -> Fwd with logp, entropy and, if params has a value head, value.
 
   Log-probabilities are those of log_softmax(z / temperature), the sampler's distribution, by the
-  function that the sampler uses. Row r of the batch continues prompt r // (R // N). `chunk` tokens
-  of logits exist at a time (0: all at once); `remat` recomputes layers in the backward pass.
+  function that the sampler uses. Row r of the batch continues prompt r // (R // N); with
+  `batch.segment` row n holds the completions of prompt n one after the other. `chunk` tokens of
+  logits exist at a time (0: all at once); `remat` recomputes layers in the backward pass. `trunk`:
+  ids that precede every prompt and are not part of it.
   """
 
   def forward(params, batch: Batch) -> Fwd:
     assert batch.prompt_tokens is not None and batch.prompt_length is not None
     n = batch.prompt_tokens.shape[0]
     r, t = batch.tokens.shape
-    x = decoder.shared_hidden(
-      config,
-      params,
-      batch.prompt_tokens,
-      batch.prompt_length,
-      batch.tokens.reshape(n, r // n, t),
-      remat=remat,
-      implementation=implementation,
-    ).reshape(r * t, -1)
+    prompt = batch.prompt_tokens, batch.prompt_length
+    shared = {
+      "trunk": jnp.asarray(trunk, jnp.int32) if trunk else None,
+      "remat": remat,
+      "implementation": implementation,
+    }
+    if batch.segment is None:
+      tokens = batch.tokens.reshape(n, r // n, t)
+      x = decoder.shared_hidden(config, params, *prompt, tokens, **shared)
+    else:
+      rows = batch.tokens, batch.position, batch.segment
+      x = decoder.packed_hidden(config, params, *prompt, *rows, **shared)
+    x = x.reshape(r * t, -1)
     head = decoder.output_matrix(params)
     out = token_logprob(x, head, batch.tokens.reshape(-1), temperature, chunk=chunk)
     value = None

@@ -17,10 +17,11 @@ from grpo_jax.errors import UserError
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout import sampler
 from grpo_jax.rollout.choose import Choice
+from grpo_jax.rollout.pack import pack
 from grpo_jax.types import Batch, Flat, Rollouts
 
 # Two sizes an octave: padding stays below a third, and compiled programs are few.
-BUCKETS = (4, 8, 16, 24, *(size << k for k in range(20) for size in (32, 48)))
+BUCKETS = (4, 8, 12, 16, 24, *(size << k for k in range(20) for size in (32, 48)))
 
 
 def bucket(length: int) -> int:
@@ -57,10 +58,12 @@ class Sampling:
   slots: int
   seed: int
   mesh: Any
+  trunk: tuple[int, ...] = ()  # ids that every prompt begins with; computed once
+  pack: bool = False  # completions of a prompt in one row of the batch
 
 
 def encode(s: Sampling, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-  """i32[N, P] padded on the right to a bucket, and i32[N] lengths."""
+  """i32[N, P] padded on the right to a bucket, and i32[N] lengths, both without the trunk."""
   ids = [s.tokenizer.encode(p) for p in prompts]
   longest = max(map(len, ids))
   if longest > s.max_prompt:
@@ -70,10 +73,24 @@ def encode(s: Sampling, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     )
   if min(map(len, ids)) < 1:
     raise UserError("data: a prompt is empty; it must have at least one token")
-  padded = np.zeros((len(ids), bucket(longest)), np.int32)
+  ids = [x[len(s.trunk) :] for x in ids]
+  padded = np.zeros((len(ids), bucket(longest - len(s.trunk))), np.int32)
   for row, x in zip(padded, ids, strict=True):
     row[: len(x)] = x
   return padded, np.asarray([len(x) for x in ids], np.int32)
+
+
+def common_start(tokenizer, prompts: Sequence[str]) -> tuple[int, ...]:
+  """The ids that all prompts begin with, at least one id short of the shortest; () if under 8."""
+  first, last = min(prompts), max(prompts)
+  if not first or first[:8] != last[:8]:  # neighbours in order share the most: no need to encode
+    return ()
+  ids = [tokenizer.encode(p) for p in prompts]
+  size = min(map(len, ids)) - 1
+  first = np.asarray([x[:size] for x in ids])
+  same = np.all(first == first[:1], axis=0)
+  size = size if same.all() else int(np.argmin(same))
+  return tuple(ids[0][:size]) if size >= 8 else ()
 
 
 def text_of(s: Sampling, ids: np.ndarray) -> str:
@@ -122,6 +139,7 @@ def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0
     stop_ids=s.stop_ids,
     choice=s.choice,
     slots=s.slots or None,
+    trunk=np.asarray(s.trunk, np.int32) if s.trunk else None,
   )
   out = sharding.fetch(out)
   n = len(problems)
@@ -225,4 +243,6 @@ def _assemble(s: Sampling, kept: list[dict]):
     prompt_tokens=prompt,
     prompt_length=prompt_length,
   )
+  if s.pack:
+    batch = pack(batch, length, bucket)
   return rollouts, batch, [k["problem"] for k in kept], [k["texts"] for k in kept]

@@ -23,6 +23,8 @@ from grpo_jax.rollout import choose
 from pallas_kernels import prefix_attention as attention
 from pallas_kernels import token_logprob
 
+_SAMPLED = choose.Choice()
+
 
 class Samples(NamedTuple):
   """Entries at and beyond `length` are 0."""
@@ -126,17 +128,18 @@ def sample(
   group: int,
   budget: int,
   stop_ids: tuple[int, ...],
-  choice: choose.Choice = choose.Choice(),
+  choice: choose.Choice = _SAMPLED,
   slots: int | None = None,
+  trunk: Int[Array, " C"] | None = None,
 ) -> Samples:
   """`group` completions of at most `budget` tokens for each right-padded prompt.
 
   keys: one typed key a prompt [N]. A completion ends with the first of `stop_ids`, which is part of
   it (and is trained), or at the budget. `slots` (default: group) bounds how many completions of a
-  prompt decode at once, and with it the cache.
+  prompt decode at once, and with it the cache. `trunk`: a text before all prompts, prefilled once.
   """
   n, s = prompt.shape[0], min(slots or group, group)
-  last, prefix = decoder.prefill(config, params, prompt, length)
+  last, prefix = decoder.prefill(config, params, prompt, length, trunk)
   prefix = prefix._replace(k=prefix.k.transpose(0, 1, 3, 2, 4), v=prefix.v.transpose(0, 1, 3, 2, 4))
   head = decoder.output_matrix(params)
   stops = jnp.asarray(stop_ids, jnp.int32)

@@ -17,6 +17,7 @@ from grpo_jax.data.stream import PromptStream
 from grpo_jax.errors import UserError
 from grpo_jax.rollout.collect import Collected, collect
 from grpo_jax.rollout.evaluate import Evaluation, evaluate
+from grpo_jax.rollout.pack import unpack
 from grpo_jax.train import report, rollout_log, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
@@ -214,6 +215,11 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
 
 def log_rollouts(workdir, step, got: Collected, per_token, parts, prompts: int) -> None:
   n, g = got.rollouts.reward.shape
+  length, width = got.rollouts.length, parts.sampling.budget
+  arrays = per_token | {"tokens": np.asarray(got.batch.tokens)}
+  if parts.sampling.pack:
+    arrays = {k: unpack(np.asarray(v), length, width) for k, v in arrays.items()}
+  arrays["tokens"] = arrays["tokens"].reshape(n, g, -1)
   texts = parts.sampling.tokenizer.token_texts
   groups = rollout_log.groups_of(
     prompt_id=got.rollouts.prompt,
@@ -221,8 +227,7 @@ def log_rollouts(workdir, step, got: Collected, per_token, parts, prompts: int) 
     labels=[str(p.meta.get("source")) for p in got.problems],
     answers=[p.answer for p in got.problems],
     texts=got.texts,
-    tokens=np.asarray(got.batch.tokens).reshape(n, g, -1),
-    length=got.rollouts.length,
+    length=length,
     reward=got.rollouts.reward,
     parts=got.rollouts.parts,
     part_names=parts.pool.names,
@@ -230,7 +235,7 @@ def log_rollouts(workdir, step, got: Collected, per_token, parts, prompts: int) 
     truncated=got.rollouts.truncated,
     token_texts=lambda ids: [texts[i] for i in ids],
     limit=prompts,
-    **per_token,
+    **arrays,
   )
   rollout_log.write_rollouts(workdir, step, groups, limit=prompts)
 

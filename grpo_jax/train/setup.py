@@ -13,7 +13,7 @@ from grpo_jax import data, methods, sharding
 from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, loading, policy
 from grpo_jax.rollout.choose import Choice
-from grpo_jax.rollout.collect import Sampling, bucket
+from grpo_jax.rollout.collect import Sampling, bucket, common_start
 from grpo_jax.train.optimizer import make_optimizer
 from grpo_jax.train.update import Cut, init_state, make_update
 from grpo_jax.types import Method, TrainState
@@ -91,6 +91,9 @@ def prepare(c, say=print) -> Run:
   say(f"model {c.model} loaded in {time.monotonic() - start:.1f} s")
 
   stop = tuple(c.sample.stop) or ((dataset.stop,) if dataset.stop else ())
+  prompts = [p.prompt for p in (*dataset.train, *dataset.heldout)]
+  if c.score.pack and "value" in method.needs:
+    raise UserError(f"score.pack: method {c.method} reads values along a row; set it to False")
   sampling = Sampling(
     config=config,
     tokenizer=tokenizer,
@@ -103,6 +106,8 @@ def prepare(c, say=print) -> Run:
     slots=c.sample.slots,
     seed=c.seed,
     mesh=mesh,
+    trunk=common_start(tokenizer, prompts) if c.sample.share_start else (),
+    pack=c.score.pack,
   )
   longest = c.sample.max_prompt_tokens + c.sample.max_new_tokens
   if longest > config.max_position:
@@ -115,7 +120,11 @@ def prepare(c, say=print) -> Run:
   if "value" in method.needs:
     params["value"] = jax.tree.map(np.asarray, policy.init_value_head(config))
   forward = policy.make_forward(
-    config, temperature=c.sample.temperature, chunk=c.score.chunk, remat=c.score.remat
+    config,
+    temperature=c.sample.temperature,
+    chunk=c.score.chunk,
+    remat=c.score.remat,
+    trunk=sampling.trunk,
   )
   params = sharding.put(params, sharding.param_specs(params, mesh))
   init = lambda p: init_state(p, tx, method, len(dataset.train))
