@@ -77,9 +77,7 @@ def base() -> ConfigDict:
   c.checkpoint = ConfigDict({"every": 50, "keep": 2})
   c.log = ConfigDict({"rollouts_every": 10, "rollouts_prompts": 4, "tensorboard": True})
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  c.export = (
-    ""  # at the end, the policy as a safetensors folder of this name, for `model` of another
-  )
+  c.export = ""  # a folder: the trained policy as safetensors, `model` of another run
   return c
 
 

@@ -18,7 +18,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.rollout.collect import Collected, collect
 from grpo_jax.rollout.evaluate import Evaluation, evaluate
 from grpo_jax.rollout.pack import unpack
-from grpo_jax.train import report, rollout_log, setup
+from grpo_jax.train import export, report, rollout_log, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
 from grpo_jax.train.metrics import MetricsWriter, paired_gain, read_metrics
@@ -43,6 +43,7 @@ def run(c, workdir: Path, say=print) -> dict:
     stream.restore(host["stream"])
     checkpoints.discard_after(first)
     say(f"resumed after step {first}")
+  export.check(c, first)
   evals = Evaluations(workdir, first)
   writer = MetricsWriter(workdir, c.steps, c.log.tensorboard and main, keep_below_step=first + 1)
   heldout = parts.data.heldout[: c.eval.problems]
@@ -144,6 +145,7 @@ def run(c, workdir: Path, say=print) -> dict:
   }
   checkpoints.close()
   parts.pool.close()
+  export.export(c, parts, state, say)
   writer.end_line()
   say(
     f"held-out accuracy {final['accuracy_before']:.1%} -> {final['accuracy_after']:.1%} on "

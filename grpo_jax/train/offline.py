@@ -22,7 +22,6 @@ from grpo_jax.train import export, llm, report, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
 from grpo_jax.train.metrics import MetricsWriter, paired_gain, read_metrics
-from grpo_jax.types import Fixed
 
 
 def run(c, workdir: Path, say=print) -> dict:
@@ -33,7 +32,6 @@ def run(c, workdir: Path, say=print) -> dict:
 
   # ---- setup ------------------------------------------------------------------------------------
   c = check(c)
-  setup.save_config(c, workdir)
   parts = setup.prepare(c, say)
   say(setup.plan(c, parts))
   spec = PromptSpec.of(c.data.to_dict().get("prompt"))
@@ -41,6 +39,7 @@ def run(c, workdir: Path, say=print) -> dict:
     fixed.examples(parts.sampling, problems, spec, c.batch.group)
     for problems in (parts.data.train, parts.data.heldout[: c.eval.problems])
   )
+  setup.save_config(c, workdir)
   stream = PromptStream(parts.data.train, seed=c.seed, order=parts.data.order)
   checkpoints = Checkpoints(workdir, c.checkpoint.keep, say)
   state, first = parts.state, 0
@@ -146,11 +145,8 @@ def run(c, workdir: Path, say=print) -> dict:
 
 
 def check(c):
-  """Refuses a method that samples and a wrong number of completions; the config with defaults of
-  the data filled in."""
+  """Refuses a wrong number of completions; returns the config with the data's `needs` filled in."""
   method = setup.make_method(c)
-  if not isinstance(method.plan, Fixed):
-    raise UserError(f"method={c.method}: it samples: use loop='llm', or the method sft or dpo")
   wanted = 2 if method.whole_groups else 1
   if c.batch.group != wanted:
     raise UserError(

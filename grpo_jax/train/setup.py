@@ -16,7 +16,7 @@ from grpo_jax.rollout.choose import Choice
 from grpo_jax.rollout.collect import Sampling, bucket, common_start
 from grpo_jax.train.optimizer import make_optimizer
 from grpo_jax.train.update import Cut, init_state, make_update
-from grpo_jax.types import Method, TrainState
+from grpo_jax.types import Fixed, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
 
 
@@ -59,7 +59,11 @@ def make_method(c) -> Method:
   args = dict(c.method_args)
   if methods.defaults(c.method).get("max_tokens", 0) in (None, ...):
     args = {"max_tokens": c.sample.max_new_tokens} | args
-  return methods.get(c.method, **args)
+  method = methods.get(c.method, **args)
+  if isinstance(method.plan, Fixed) != (c.loop == "offline"):
+    fit, data = ("offline", "given") if isinstance(method.plan, Fixed) else ("llm", "sampled")
+    raise UserError(f"loop={c.loop!r}: {c.method} learns from {data} completions; use loop={fit!r}")
+  return method
 
 
 def prepare(c, say=print) -> Run:
@@ -183,7 +187,7 @@ def save_config(c, workdir: Path) -> None:
   now = json.loads(json.dumps(c.to_dict(), default=str))
   if path.exists():
     before = json.loads(path.read_text())
-    free = {"steps", "eval", "checkpoint", "log", "mesh"}
+    free = {"steps", "eval", "checkpoint", "log", "mesh", "export"}
     changed = [
       k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)
     ]
