@@ -57,6 +57,34 @@ def _normal(key, shape, fan_in):
   return nnx.Param(jax.random.normal(key, shape, jnp.float32) * fan_in**-0.5)
 
 
+@jax.custom_vjp
+def linear(x: Float[Array, "... A"], w: Float[Array, "A B"]) -> Float[Array, "... B"]:
+  """x @ w.
+
+  Its backward pass differs from the automatic one in order only: the product for dw transposes the
+  narrower of its operands. XLA fuses element-wise work into a transposed operand; for the wide one
+  of an MLP that costs more than the product itself (CPU, 25 ms against 6 at 1136 x 256 x 1024).
+  """
+  return x @ w
+
+
+def _linear_forward(x, w):
+  return x @ w, (x, w)
+
+
+def _linear_backward(saved, ct):
+  x, w = saved
+  dx = jnp.einsum("...b,ab->...a", ct, w)
+  rows = (((0,), (0,)), ((), ()))
+  x, ct = x.reshape(-1, x.shape[-1]), ct.reshape(-1, ct.shape[-1])
+  if x.shape[1] <= ct.shape[1]:
+    return dx, jax.lax.dot_general(x, ct, rows)
+  return dx, jax.lax.dot_general(ct, x, rows).T
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 class Block(nnx.Module):
   """Attention and gated MLP, both with a pre-norm and a residual."""
 
@@ -85,7 +113,7 @@ class Block(nnx.Module):
     """Queries [..., H, d], keys and values [..., K, d], rotated."""
     c = self.config
     y = rms_norm(x, self.attn_norm[...], c.norm_eps)
-    q, k, v = y @ self.q[...], y @ self.k[...], y @ self.v[...]
+    q, k, v = (linear(y, w[...]) for w in (self.q, self.k, self.v))
     if c.qkv_bias:
       lead = (1,) * (x.ndim - 1) + (-1,)
       q, k, v = (
@@ -102,9 +130,10 @@ class Block(nnx.Module):
   def __call__(self, x, position, attend: Callable):
     """x [..., D]; `attend(q, k, v)` returns (mixed values [..., H, d], what to keep)."""
     mixed, kept = attend(*self.qkv(x, position))
-    x = x + mixed.reshape(*x.shape[:-1], -1) @ self.o[...]
+    x = x + linear(mixed.reshape(*x.shape[:-1], -1), self.o[...])
     y = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
-    return x + (jax.nn.silu(y @ self.gate[...]) * (y @ self.up[...])) @ self.down[...], kept
+    gate, up = linear(y, self.gate[...]), linear(y, self.up[...])
+    return x + linear(jax.nn.silu(gate) * up, self.down[...]), kept
 
 
 class Decoder(nnx.Module):
