@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from grpo_jax.lookup import unknown
 
 # Fields whose keys are free: they are checked where they are read.
 _OPEN = ("method_args", "data")
+_NAMES = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a list"}
 
 
 def load_config(spec: str) -> tuple[ConfigDict, str]:
@@ -22,24 +24,45 @@ def load_config(spec: str) -> tuple[ConfigDict, str]:
   if not path.is_file():
     known = sorted(str(p) for p in Path("configs").glob("*.py") if p.stem[0] != "_")
     raise unknown("--config", file, known)
-  module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-  assert module_spec is not None and module_spec.loader is not None
-  module = importlib.util.module_from_spec(module_spec)
   root = str(Path.cwd())
   if root not in sys.path:  # configs import configs.common
     sys.path.insert(0, root)
-  module_spec.loader.exec_module(module)
-  try:
-    config = module.get_config(variant) if variant else module.get_config()
-  except ValueError as error:
-    raise UserError(f"--config={spec}: {error}") from error
+  config = _get_config(path, spec, variant)
   return config, path.stem + (f"-{variant}" if variant else "")
+
+
+def _get_config(path: Path, spec: str, variant: str) -> ConfigDict:
+  module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  if module_spec is None or module_spec.loader is None:
+    raise UserError(f"--config={spec}: not a Python file; give a .py file with get_config()")
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise UserError("it has no get_config()")
+    config = module.get_config(variant) if variant else module.get_config()
+  except UserError as error:
+    raise UserError(f"--config={spec}: {error}") from error
+  except Exception as error:  # whatever a person's Python may raise; one line says where
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    line = error.lineno if isinstance(error, SyntaxError) else place.lineno
+    text = " ".join(str(error).split())
+    raise UserError(
+      f"--config={spec}: {type(error).__name__}: {text} ({place.filename}, line {line})"
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"--config={spec}: get_config() must return a ConfigDict; see configs/common.py"
+    )
+  return config
 
 
 def _value(text: str, old: Any, field: str) -> Any:
   """`text` read as the type of `old`."""
   if isinstance(old, str):
     return text
+  if isinstance(old, ConfigDict):
+    raise UserError(f"{field}: a group of fields; set one of {', '.join(old.keys())}")
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
@@ -47,13 +70,15 @@ def _value(text: str, old: Any, field: str) -> Any:
   if old is None or value is None:
     return value
   if isinstance(old, bool) != isinstance(value, bool):
-    raise UserError(f"{field}={text}: expected {type(old).__name__}")
+    raise UserError(f"{field}={text}: expected {_NAMES.get(type(old), 'True or False')}")
   if isinstance(old, float) and isinstance(value, int):
     return float(value)
   if isinstance(old, tuple) and isinstance(value, list | str):
     return (value,) if isinstance(value, str) else tuple(value)
   if not isinstance(value, type(old)):
-    raise UserError(f"{field}={text}: expected {type(old).__name__}, like {old!r}")
+    raise UserError(
+      f"{field}={text}: expected {_NAMES.get(type(old), type(old).__name__)}, like {old!r}"
+    )
   return value
 
 
@@ -62,19 +87,23 @@ def override(config: ConfigDict, path: str, text: str) -> None:
   *parents, last = path.split(".")
   node: Any = config
   for i, key in enumerate(parents):
-    if not isinstance(node, ConfigDict) or key not in node:
-      raise unknown(
-        "--config." + ".".join(parents[:i]), key, node.keys() if hasattr(node, "keys") else ()
-      )
+    here = "--config" + "".join(f".{p}" for p in parents[:i])
+    if not isinstance(node, ConfigDict):
+      raise UserError(f"{here}: holds one value, so {here}.{key} cannot be set")
+    if key not in node:
+      raise unknown(here, key, node.keys())
     node = node[key]
-  if last in node:
-    with node.unlocked():
-      node[last] = _value(text, node[last], f"--config.{path}")
-  elif path.split(".")[0] in _OPEN:
-    with node.unlocked():
-      node[last] = _value(text, None, f"--config.{path}")
+  here = "--config" + "".join(f".{p}" for p in parents)
+  if not isinstance(node, ConfigDict):
+    raise UserError(f"{here}: holds one value, so {here}.{last} cannot be set")
+  if last not in node and parents[:1] != [] and parents[0] in _OPEN:
+    value = _value(text, None, f"--config.{path}")
+  elif last in node:
+    value = _value(text, node[last], f"--config.{path}")
   else:
-    raise unknown("--config" + "".join(f".{p}" for p in parents), last, node.keys())
+    raise unknown(here, last, node.keys())
+  with node.unlocked():
+    node[last] = value
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
@@ -83,8 +112,6 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
   rest = list(argv)
   while rest:
     flag, equals, value = rest.pop(0).partition("=")
-    if flag in ("-h", "--help"):
-      raise UserError("usage: --config=configs/NAME.py[:variant] [--config.a.b=c] [--workdir=DIR]")
     if not equals and rest:
       value, equals = rest.pop(0), "="
     if not equals:

@@ -6,7 +6,9 @@ data and fsdp together. Axis types are Auto: jit propagates the rest and inserts
 """
 
 import math
+import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,7 +39,10 @@ def make_mesh(shape: dict[str, int] | None = None, devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   sizes = {"data": -1, "fsdp": 1, "tensor": 1} | dict(shape or {})
   if set(sizes) != set(AXES):
-    raise UserError(f"mesh={sorted(set(sizes) - set(AXES))}: axes are {', '.join(AXES)}")
+    raise UserError(f"mesh.{min(set(sizes) - set(AXES))}: unknown; axes are {', '.join(AXES)}")
+  for axis, size in sizes.items():
+    if not isinstance(size, int) or (size < 1 and size != -1):
+      raise UserError(f"mesh.{axis}={size!r}: must be a whole number above 0, or -1 for the rest")
   free = [a for a in AXES if sizes[a] == -1]
   fixed = math.prod(s for s in sizes.values() if s != -1)
   if len(free) > 1 or len(devices) % fixed or (not free and fixed != len(devices)):
@@ -56,24 +61,31 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def _path(key_path) -> str:
-  return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path)
+  return "/".join(
+    str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in key_path
+  )
 
 
 def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   """Drops the axes that do not divide their dimension, and the rule for arrays of another rank."""
   if len(spec) > len(shape):
     return P()
-  return P(*(a if a and s % mesh.shape[a] == 0 else None for a, s in zip(spec, shape, strict=False)))
+  return P(
+    *(a if a and s % mesh.shape[a] == 0 else None for a, s in zip(spec, shape, strict=False))
+  )
 
 
 def param_specs(tree: Any, mesh: Mesh) -> Any:
   """NamedSharding for each array of a pytree whose paths end like parameter names.
 
-  Works for parameters and for optimizer state alike (moments carry the parameters' paths).
+  Works for parameters, optimizer state (moments carry the parameters' paths) and a whole
+  TrainState, whose method_state is replicated.
   """
 
   def spec_of(key_path, leaf):
     path = _path(key_path)
+    if path.startswith("method_state"):
+      return replicated(mesh)
     spec = next(s for rule, s in PARAM_RULES if re.search(rule, path))
     return NamedSharding(mesh, _fit(spec, tuple(leaf.shape), mesh))
 
@@ -90,11 +102,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-  """Host or device arrays to their place; on several hosts each holds the whole host array."""
+  """Host arrays to their place; on several hosts each holds the whole host array.
+
+  Arrays of jax are moved: on several hosts they must be global already, or equal on every host.
+  """
 
   def place(x, sharding):
-    if jax.process_count() == 1 or isinstance(x, jax.Array):
+    if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
       return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = place(jax.random.key_data(x), sharding)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
@@ -110,3 +128,37 @@ def fetch(tree: Any) -> Any:
   from jax.experimental import multihost_utils
 
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+# ---- what hosts tell each other ------------------------------------------------------------------
+
+
+def together(work: Callable[[], Any]) -> list[Any]:
+  """What `work` returned on every process, in their order, on every process.
+
+  Values must be picklable. If it raised a UserError anywhere, every process raises the first one:
+  a process that went on alone would wait for the others without end.
+  """
+  if jax.process_count() == 1:
+    return [work()]
+  from jax.experimental import multihost_utils
+
+  try:
+    mine = ("value", work())
+  except UserError as error:
+    mine = ("error", str(error))
+  data = np.frombuffer(pickle.dumps(mine), np.uint8)
+  sizes = multihost_utils.process_allgather(np.asarray([data.size], np.int32)).reshape(-1)
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: data.size] = data
+  rows = multihost_utils.process_allgather(padded)
+  found = [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+  for kind, value in found:
+    if kind == "error":
+      raise UserError(value)
+  return [value for _, value in found]
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+  """What `work` returned on process 0, on every process; the others do not call it."""
+  return together(lambda: work() if jax.process_index() == 0 else None)[0]

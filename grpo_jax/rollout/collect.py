@@ -5,6 +5,7 @@ sampling, so the number of compiled programs is the number of buckets met.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from grpo_jax.rollout import sampler
 from grpo_jax.rollout.choose import Choice
 from grpo_jax.rollout.pack import pack
 from grpo_jax.types import Batch, Flat, Rollouts
+from grpo_jax.verifiers.pool import Scores
 
 # Two sizes an octave: padding stays below a third, and compiled programs are few.
 BUCKETS = (4, 8, 12, 16, 24, *(size << k for k in range(20) for size in (32, 48)))
@@ -80,6 +82,16 @@ def encode(s: Sampling, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
   return padded, np.asarray([len(x) for x in ids], np.int32)
 
 
+def longest_prompt(tokenizer, problems: Sequence, limit: int) -> tuple[int, Any]:
+  """(tokens, problem) of the longest prompt, where one may exceed `limit`; else (0, None).
+
+  A token stands for a byte or more, so a text of at most `limit` bytes need not be encoded.
+  """
+  long = [p for p in problems if len(p.prompt.encode()) + 1 > limit]
+  sizes = [len(tokenizer.encode(p.prompt)) for p in long]
+  return max(zip(sizes, long, strict=True), key=lambda pair: pair[0], default=(0, None))
+
+
 def common_start(tokenizer, prompts: Sequence[str]) -> tuple[int, ...]:
   """The ids that all prompts begin with, at least one id short of the shortest; () if under 8."""
   first, last = min(prompts), max(prompts)
@@ -101,12 +113,13 @@ def text_of(s: Sampling, ids: np.ndarray) -> str:
   return text
 
 
-@jax.jit
-def _prompt_keys(seed, step, ids, repeats):
-  """fold_in(seed, step, prompt id, how often the id came before in this batch)."""
-  key = jax.random.fold_in(jax.random.key(seed), step)
+@functools.partial(jax.jit, static_argnums=0)
+def _prompt_keys(sharding, seed, step, round_, ids, repeats):
+  """fold_in(seed, step, round, prompt id, how often the id came before in this batch)."""
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), round_)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  return jax.vmap(jax.random.fold_in)(fold(key, ids), repeats)
+  keys = jax.vmap(jax.random.fold_in)(fold(key, ids), repeats)
+  return jax.lax.with_sharding_constraint(keys, sharding)
 
 
 def _repeats(ids: np.ndarray) -> np.ndarray:
@@ -125,15 +138,14 @@ def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0
   ids = np.asarray([p.id for p in problems], np.uint32)
   short = -len(problems) % sharding.row_shards(s.mesh)
   pad = lambda x: np.concatenate([x, np.repeat(x[:1], short, axis=0)]) if short else x
-  keys = _prompt_keys(
-    np.uint32(s.seed), np.uint32(step * 64 + round_), pad(ids), pad(_repeats(ids))
-  )
   rows = sharding.rows(s.mesh)
+  numbers = np.asarray([s.seed, step, round_], np.uint32)
+  keys = _prompt_keys(rows, *numbers, pad(ids), pad(_repeats(ids)))
   out = sampler.sample(
     s.config,
     params,
     *sharding.put((pad(prompt), pad(length)), rows),
-    jax.device_put(keys, rows),
+    keys,
     group=s.group,
     budget=s.budget,
     stop_ids=s.stop_ids,
@@ -153,12 +165,38 @@ def score(s: Sampling, pool, problems: Sequence, tokens, length):
   texts = [[text_of(s, tokens[i, j, : length[i, j]]) for j in range(g)] for i in range(n)]
   flat = [t for row in texts for t in row]
   owners = [p for p in problems for _ in range(g)]
-  scores = pool.score(flat, owners, length.reshape(-1).tolist())
+  scores = _share(pool, flat, owners, length.reshape(-1).tolist())
   shaped = {
     name: getattr(scores, name).reshape(n, g, *getattr(scores, name).shape[1:])
     for name in ("reward", "parts", "correct", "alive")
   }
   return texts, shaped, scores
+
+
+def _share(pool, texts: list, problems: list, tokens: list) -> Scores:
+  """Each host scores every so-manieth completion, and all get the same scores of all."""
+  hosts = jax.process_count()
+  if hosts == 1:
+    return pool.score(texts, problems, tokens)
+  mine = slice(jax.process_index(), None, hosts)
+  found = sharding.together(lambda: pool.score(texts[mine], problems[mine], tokens[mine]))
+
+  def woven(name):
+    shares = [getattr(scores, name) for scores in found]
+    out = np.empty((len(texts), *shares[0].shape[1:]), shares[0].dtype)
+    for i, share in enumerate(shares):
+      out[i::hosts] = share
+    return out
+
+  failure: list = [None] * len(texts)
+  for i, scores in enumerate(found):
+    failure[i::hosts] = scores.failure
+  return Scores(
+    **{name: woven(name) for name in ("reward", "parts", "correct", "alive")},
+    failure=tuple(failure),
+    failed={kind: sum(scores.failed[kind] for scores in found) for kind in found[0].failed},
+    errors=tuple(error for scores in found for error in scores.errors),
+  )
 
 
 def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) -> Collected:

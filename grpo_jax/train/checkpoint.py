@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from grpo_jax import sharding
 from grpo_jax.errors import UserError
 
 
@@ -26,7 +27,9 @@ class Checkpoints:
     self.say = say
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")
-      options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+      )
       self.manager = ocp.CheckpointManager(self.folder, options=options)
 
   def steps(self) -> list[int]:
@@ -47,16 +50,22 @@ class Checkpoints:
         if int(old.name.split(".")[0]) not in self.steps():
           old.unlink()
 
-  def restore(self, like: Any) -> tuple[int, Any, dict] | None:
+  def restore(self, state: Any) -> tuple[int, Any, dict] | None:
     """(step, state, host) of the newest save that is whole; None without any.
 
-    like: a pytree of arrays or ShapeDtypeStructs with shardings, into which the state is read.
+    state: a pytree of arrays, whose memory is freed before the saved one is read into its shapes
+    and shardings; or of ShapeDtypeStructs with shardings. It is left alone if there are no saves.
     Raises UserError if there are saves and none can be read.
     """
-    steps = self.steps()
+    steps = sharding.from_first(self.steps)
+    if not steps:
+      return None
+    like = _freed(state)
     for step in reversed(steps):
       try:
-        self._verify(step)
+        # One process looks: were a read to fail on one alone, the others would wait for it.
+        if problem := sharding.from_first(lambda step=step: self._damage(step)):
+          raise ValueError(problem)
         args = ocp.args.Composite(
           state=ocp.args.StandardRestore(_tree(like)), host=ocp.args.JsonRestore()
         )
@@ -66,18 +75,17 @@ class Checkpoints:
       except Exception as error:  # orbax, tensorstore and JSON raise many types for a damaged file
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
         self.say(f"checkpoint {step} is damaged ({reason}); trying the one before")
-    if steps:
-      raise UserError(
-        f"{self.folder}: none of the checkpoints {steps} can be read; remove the folder to start "
-        "over, or use another --workdir"
-      )
-    return None
+    raise UserError(
+      f"{self.folder}: none of the checkpoints {steps} can be read; remove the folder to start "
+      "over, or use another --workdir"
+    )
 
   def discard_after(self, step: int) -> None:
     """Removes saves beyond `step`, so that a resumed run writes them anew."""
     for later in [s for s in self.steps() if s > step]:
       self.manager.delete(later)
-      self._manifest(later).unlink(missing_ok=True)
+      if jax.process_index() == 0:
+        self._manifest(later).unlink(missing_ok=True)
 
   def close(self) -> None:
     self.manager.close()
@@ -85,14 +93,34 @@ class Checkpoints:
   def _manifest(self, step: int) -> Path:
     return self.folder / f"{step}.manifest.json"
 
-  def _verify(self, step: int) -> None:
+  def _damage(self, step: int) -> str | None:
+    """What differs from the manifest. Without one, the process was killed between the rename and
+    the manifest: the save is whole, and orbax's own checks remain."""
     path = self._manifest(step)
-    if not path.exists():  # killed between the rename and the manifest: orbax's own checks remain
-      return
-    wanted, found = json.loads(path.read_text()), _sums(self.folder / str(step))
+    if not path.exists():
+      return None
+    try:
+      wanted = json.loads(path.read_text())
+    except ValueError:
+      return f"{path.name} is not JSON"
+    found = _sums(self.folder / str(step))
     for name, value in wanted.items():
       if found.get(name) != value:
-        raise ValueError(f"{name} is {'missing' if name not in found else 'not what was written'}")
+        return f"{name} is {'missing' if name not in found else 'not what was written'}"
+    return None
+
+
+def _freed(state: Any) -> Any:
+  """Shapes, types and shardings of arrays that are given up."""
+
+  def shape(x):
+    if not isinstance(x, jax.Array):
+      return x
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    x.delete()
+    return out
+
+  return jax.tree.map(shape, state)
 
 
 def _tree(state: Any) -> dict:

@@ -1,5 +1,6 @@
 """The optimizer of a run from its config: optax, gradient norm clipped first."""
 
+import math
 from collections.abc import Callable
 
 import optax
@@ -28,8 +29,19 @@ def make_schedule(c, steps: int) -> Callable:
 
 def make_optimizer(c, steps: int) -> tuple[optax.GradientTransformation, Callable]:
   """(transformation, schedule). `steps` counts optimizer updates of the whole run."""
-  if c.lr <= 0:
-    raise UserError(f"optimizer.lr={c.lr}: must be above 0")
+  for name, low, high in (
+    ("lr", 0, math.inf),
+    ("b1", None, 1),
+    ("b2", None, 1),
+    ("eps", 0, math.inf),
+    ("weight_decay", None, math.inf),
+    ("clip_norm", None, math.inf),
+  ):
+    value = c[name]
+    if not (0 if low is None else low) <= value < high or (low == 0 and value == 0):
+      above = "above" if low == 0 else "at least"
+      below = "" if high == math.inf else f" and below {high}"
+      raise UserError(f"optimizer.{name}={value}: must be {above} 0{below}")
   schedule = make_schedule(c, steps)
   makers = {
     "adamw": lambda: optax.adamw(

@@ -1,9 +1,7 @@
-"""From a config to the parts of a run, and the plan that is printed before anything compiles."""
+"""From a config to the parts of a run."""
 
 import dataclasses
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,13 +9,40 @@ import numpy as np
 
 from grpo_jax import data, methods, sharding
 from grpo_jax.errors import UserError
-from grpo_jax.models import decoder, loading, policy
+from grpo_jax.models import loading, policy
 from grpo_jax.rollout.choose import Choice
-from grpo_jax.rollout.collect import Sampling, bucket, common_start
+from grpo_jax.rollout.collect import Sampling, common_start, longest_prompt
+from grpo_jax.train.folder import check_folder, check_steps, save_config
 from grpo_jax.train.optimizer import make_optimizer
+from grpo_jax.train.plan import plan
 from grpo_jax.train.update import Cut, init_state, make_update
 from grpo_jax.types import Fixed, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
+
+# What the loops put into a batch for methods that ask for it.
+SUPPLIED = ("logp_old", "ref", "entropy", "value")
+LEAST = {
+  "seed": 0,
+  "steps": 1,
+  "batch.prompts": 1,
+  "batch.group": 1,
+  "batch.epochs": 1,
+  "batch.mini": 1,
+  "batch.micro": 1,
+  "sample.max_new_tokens": 2,  # an answer and its end
+  "sample.max_prompt_tokens": 1,
+  "sample.slots": 0,
+  "score.chunk": 0,
+  "optimizer.warmup": 0,
+  "eval.every": 0,
+  "eval.problems": 1,
+  "eval.batch": 1,
+  "eval.samples": 0,
+  "checkpoint.every": 1,
+  "checkpoint.keep": 1,
+  "log.rollouts_every": 1,
+  "log.rollouts_prompts": 0,
+}
 
 
 @dataclasses.dataclass
@@ -34,28 +59,42 @@ class Run:
   reference: Any  # parameters of the frozen reference policy, or None
   score: Any  # compiled forward pass
   update: Any  # compiled update
+  weigh: Any  # compiled sampling weights of the prompts, or None
   cut: Cut
+
+
+# ---- checks --------------------------------------------------------------------------------------
 
 
 def check(c) -> None:
   """Refuses what could only fail later. Each message names the field and the fix."""
+  for field, least in LEAST.items():
+    value = c
+    for name in field.split("."):
+      value = value[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+      raise UserError(f"{field}={value!r}: must be a whole number of at least {least}")
   b = c.batch
-  for name, value in (("steps", c.steps), *((f"batch.{k}", v) for k, v in b.items())):
-    if value < 1:
-      raise UserError(f"{name}={value}: must be at least 1")
+  if c.seed >= 2**31:
+    raise UserError(f"seed={c.seed}: must be below 2**31")
   if b.prompts % b.mini:
     raise UserError(f"batch.prompts={b.prompts} must be a multiple of batch.mini={b.mini}")
   if b.prompts // b.mini % b.micro:
     raise UserError(
-      f"batch.prompts / batch.mini = {b.prompts // b.mini} must be a multiple of batch.micro={b.micro}"
+      f"batch.prompts / batch.mini = {b.prompts // b.mini} must be a multiple of "
+      f"batch.micro={b.micro}"
     )
-  if c.sample.max_new_tokens < 2:
-    raise UserError("sample.max_new_tokens: must be at least 2 (an answer and its end)")
   if problem := Choice(temperature=c.sample.temperature).check_trainable():
     raise UserError(f"sample.{problem}")
+  if not 0 < c.eval.top_p <= 1 or c.eval.top_k < 0 or c.eval.temperature < 0:
+    raise UserError(
+      f"eval.temperature={c.eval.temperature}, eval.top_k={c.eval.top_k}, "
+      f"eval.top_p={c.eval.top_p}: want temperature >= 0, top_k >= 0 and 0 < top_p <= 1"
+    )
 
 
 def make_method(c) -> Method:
+  """The config's method; UserError if no loop gives it what it needs, or another loop should."""
   args = dict(c.method_args)
   if methods.defaults(c.method).get("max_tokens", 0) in (None, ...):
     args = {"max_tokens": c.sample.max_new_tokens} | args
@@ -63,42 +102,69 @@ def make_method(c) -> Method:
   if isinstance(method.plan, Fixed) != (c.loop == "offline"):
     fit, data = ("offline", "given") if isinstance(method.plan, Fixed) else ("llm", "sampled")
     raise UserError(f"loop={c.loop!r}: {c.method} learns from {data} completions; use loop={fit!r}")
+  for need in method.needs:
+    if need not in SUPPLIED:
+      raise UserError(
+        f"method={c.method}: it needs {need!r}, which no loop supplies (they supply "
+        f"{', '.join(SUPPLIED)})"
+      )
+  if c.score.pack and "value" in method.needs:
+    raise UserError(f"score.pack: method {c.method} reads values along a row; set it to False")
   return method
 
 
-def prepare(c, say=print) -> Run:
-  check(c)
-  mesh = sharding.make_mesh(dict(c.mesh))
-  if c.batch.prompts // (c.batch.mini * c.batch.micro) % sharding.row_shards(mesh):
+def _check_rows(c, mesh) -> None:
+  """Rows are split over devices evenly, whatever piece of the batch they belong to."""
+  piece, shards = c.batch.prompts // (c.batch.mini * c.batch.micro), sharding.row_shards(mesh)
+  if piece % shards:
     raise UserError(
-      f"batch.prompts={c.batch.prompts}: a micro-batch of "
-      f"{c.batch.prompts // (c.batch.mini * c.batch.micro)} prompts must be a multiple of "
-      f"mesh.data * mesh.fsdp = {sharding.row_shards(mesh)}"
+      f"batch.prompts={c.batch.prompts}: a micro-batch of {piece} prompts must be a multiple of "
+      f"mesh.data * mesh.fsdp = {shards}"
     )
-  method = make_method(c)
-  start = time.monotonic()
-  config, params, tokenizer = loading.load(c.model)
+
+
+def _check_lengths(c, config, tokenizer, dataset) -> None:
+  """Every prompt fits, and the model was made for prompt and completion together."""
+  total = c.sample.max_prompt_tokens + c.sample.max_new_tokens
+  if total > config.max_position:
+    raise UserError(
+      f"sample.max_prompt_tokens + sample.max_new_tokens = {total}: the model was made for "
+      f"{config.max_position} positions"
+    )
+  problems = (*dataset.train, *dataset.heldout[: c.eval.problems])
+  size, problem = longest_prompt(tokenizer, problems, c.sample.max_prompt_tokens)
+  if size > c.sample.max_prompt_tokens:
+    raise UserError(
+      f"sample.max_prompt_tokens={c.sample.max_prompt_tokens}: the prompt of "
+      f"{problem.question[:60]!r} has {size} tokens; raise it, shorten the prompt, or drop the row"
+    )
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def load_data(c, tokenizer):
   dataset = data.load(c.data.to_dict(), render=tokenizer.chat)
   if len(dataset.heldout) < c.eval.problems:
     raise UserError(
       f"eval.problems={c.eval.problems}: only {len(dataset.heldout)} problems are held out; lower "
       "it or raise data.heldout"
     )
-  parts = [p if isinstance(p, str) else dict(p) for p in c.reward.parts] or dataset.scorer_spec
-  pool = RewardPool(
-    parts,
-    workers=c.reward.workers,
-    timeout_s=c.reward.timeout_s,
-    memory_mb=c.reward.memory_mb,
-    tasks=dataset.tasks,
-  ).start()
-  say(f"model {c.model} loaded in {time.monotonic() - start:.1f} s")
+  return dataset
 
+
+def make_pool(c, dataset) -> RewardPool:
+  parts = [p if isinstance(p, str) else dict(p) for p in c.reward.parts] or dataset.scorer_spec
+  r = c.reward
+  return RewardPool(
+    parts, workers=r.workers, timeout_s=r.timeout_s, memory_mb=r.memory_mb, tasks=dataset.tasks
+  ).start()
+
+
+def make_sampling(c, config, tokenizer, dataset, mesh) -> Sampling:
   stop = tuple(c.sample.stop) or ((dataset.stop,) if dataset.stop else ())
   prompts = [p.prompt for p in (*dataset.train, *dataset.heldout)]
-  if c.score.pack and "value" in method.needs:
-    raise UserError(f"score.pack: method {c.method} reads values along a row; set it to False")
-  sampling = Sampling(
+  return Sampling(
     config=config,
     tokenizer=tokenizer,
     group=c.batch.group,
@@ -113,16 +179,40 @@ def prepare(c, say=print) -> Run:
     trunk=common_start(tokenizer, prompts) if c.sample.share_start else (),
     pack=c.score.pack,
   )
-  longest = c.sample.max_prompt_tokens + c.sample.max_new_tokens
-  if longest > config.max_position:
-    raise UserError(
-      f"sample.max_prompt_tokens + sample.max_new_tokens = {longest}: the model was made for "
-      f"{config.max_position} positions"
-    )
+
+
+def make_state(params, tx, method: Method, num_prompts: int, mesh):
+  """(state, reference) on the devices of the mesh; reference is None unless the method needs it."""
+  params = sharding.put(params, sharding.param_specs(params, mesh))
+  init = lambda p: init_state(p, tx, method, num_prompts)
+  specs = sharding.param_specs(jax.eval_shape(init, params), mesh)
+  reference = jax.tree.map(lambda x: x.copy(), params) if "ref" in method.needs else None
+  return jax.jit(init, out_shardings=specs, donate_argnums=0)(params), reference
+
+
+def prepare(c, say=print, devices=None) -> Run:
+  """Loads model and data, starts the reward processes, and puts the state on the devices.
+
+  Nothing is compiled but the state's initialization. devices: default all of jax's.
+  """
+  check(c)
+  mesh = sharding.make_mesh(dict(c.mesh), devices)
+  _check_rows(c, mesh)
+  method = make_method(c)
   cut = Cut(epochs=c.batch.epochs, mini=c.batch.mini, micro=c.batch.micro)
   tx, schedule = make_optimizer(c.optimizer, c.steps * cut.epochs * cut.mini)
+
+  start = time.monotonic()
+  config, params, tokenizer = loading.load(c.model)
+  dataset = load_data(c, tokenizer)
+  _check_lengths(c, config, tokenizer, dataset)
+  pool = make_pool(c, dataset)
+  sampling = make_sampling(c, config, tokenizer, dataset, mesh)
+  say(f"model {c.model} loaded in {time.monotonic() - start:.1f} s")
+
   if "value" in method.needs:
     params["value"] = jax.tree.map(np.asarray, policy.init_value_head(config))
+  state, reference = make_state(params, tx, method, len(dataset.train), mesh)
   forward = policy.make_forward(
     config,
     temperature=c.sample.temperature,
@@ -130,13 +220,6 @@ def prepare(c, say=print) -> Run:
     remat=c.score.remat,
     trunk=sampling.trunk,
   )
-  params = sharding.put(params, sharding.param_specs(params, mesh))
-  init = lambda p: init_state(p, tx, method, len(dataset.train))
-  shapes = jax.eval_shape(init, params)
-  specs = sharding.param_specs(shapes, mesh)
-  reference = jax.tree.map(lambda x: x.copy(), params) if "ref" in method.needs else None
-  state = jax.jit(init, out_shardings=specs, donate_argnums=0)(params)
-  rate = lambda step: schedule(step * cut.epochs * cut.mini)
   return Run(
     mesh=mesh,
     method=method,
@@ -147,58 +230,19 @@ def prepare(c, say=print) -> Run:
     state=state,
     reference=reference,
     score=policy.make_score(forward),
-    update=make_update(method, forward, tx, cut, rate),
+    update=make_update(method, forward, tx, cut, lambda n: schedule(n * cut.epochs * cut.mini)),
+    weigh=jax.jit(method.weigh) if method.weigh else None,
     cut=cut,
   )
 
 
-def plan(c, run: Run) -> str:
-  """Rows, tokens, updates, parameters, memory and arithmetic of a step, before compiling it."""
-  s, b = run.sampling, c.batch
-  lengths = [len(s.tokenizer.encode(p.prompt)) for p in run.data.train[:64]]
-  p, t = bucket(max(lengths)), s.budget
-  n_params = decoder.num_params(run.state.params)
-  position = b.prompts * p + b.prompts * b.group * t
-  repeated = b.prompts * b.group * (p + t)
-  held = sum(x.nbytes for x in jax.tree.leaves(run.state))
-  grads = n_params * 4 * (1 + (b.micro > 1))
-  logits = min(c.score.chunk or 10**9, b.prompts * b.group * t) * s.config.vocab_size * 4 * 3
-  updates = c.steps * b.epochs * b.mini
-  devices = run.mesh.size
-  return "\n".join(
-    [
-      f"plan: {b.prompts} prompts x {b.group} completions = {b.prompts * b.group} rollouts a step, "
-      f"{c.steps} steps, {updates} updates ({b.epochs} epochs x {b.mini} mini x {b.micro} micro)",
-      f"      method {c.method}, aggregation and loss in grpo_jax/methods; needs {run.method.needs or 'nothing else'}",
-      f"      tokens a step: prompts of at most {p} (seen {min(lengths)} to {max(lengths)}), "
-      f"completions of at most {t}; {position:,} positions, {repeated:,} if prompts were repeated",
-      f"      {n_params / 1e6:.1f}M parameters; state {held / 1e9:.2f} GB, gradients "
-      f"{grads / 1e9:.2f} GB, logits {logits / 1e9:.2f} GB, over {devices} device(s) "
-      f"{dict(run.mesh.shape)}",
-      f"      arithmetic: {6e-12 * n_params * position:.2f} TFLOP an update at least",
-      f"      problems: {len(run.data.train)} to train on, {c.eval.problems} held out",
-    ]
-  )
-
-
-def save_config(c, workdir: Path) -> None:
-  """config.json; on a resume, refuses a config that would make it another run."""
-  path = workdir / "config.json"
-  now = json.loads(json.dumps(c.to_dict(), default=str))
-  if path.exists():
-    before = json.loads(path.read_text())
-    free = {"steps", "eval", "checkpoint", "log", "mesh", "export"}
-    changed = [
-      k for k in sorted(before.keys() | now.keys()) if k not in free and before.get(k) != now.get(k)
-    ]
-    if changed:
-      detail = ", ".join(f"{k} was {json.dumps(before.get(k))[:80]}" for k in changed)
-      raise UserError(
-        f"{path}: this folder holds a run with another config ({detail}); use another --workdir"
-      )
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(now, indent=2) + "\n")
-  temporary.replace(path)
-
-
-__all__ = ["Run", "check", "make_method", "plan", "prepare", "save_config"]
+__all__ = [
+  "Run",
+  "check",
+  "check_folder",
+  "check_steps",
+  "make_method",
+  "plan",
+  "prepare",
+  "save_config",
+]

@@ -138,16 +138,17 @@ def make_update(
     params, opt_state = carry
     credit = method.credit(adv["state"], rollouts, batch)
     if cut.mini > 1:  # whole-batch advantages under the mini-batch's own denominators
-      credit = credit.replace(adv=adv["adv"], extra=adv["extra"])
+      credit = credit.replace(adv=adv["adv"], adv_token=adv["adv_token"])
     grads, metrics, per_token = gradient(params, rollouts, batch, credit)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+      updates, opt_state = tx.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.global_norm(grads)
     return (optax.apply_updates(params, updates), opt_state), metrics, per_token
 
   def update(state: TrainState, rollouts: Rollouts, batch: Batch, key: jax.Array):
     credit = method.credit(state.method_state, rollouts, batch)
     carry = (state.params, state.opt_state)
-    whole = {"adv": credit.adv, "extra": credit.extra}
+    whole = {"adv": credit.adv, "adv_token": credit.adv_token}
     memory = state.method_state
     if cut.on_policy:
       carry, metrics, per_token = one_update(carry, rollouts, batch, whole | {"state": memory})
@@ -158,7 +159,9 @@ def make_update(
       metrics["lr"] = learning_rate(state.step)
     now = Now(metrics=metrics, step=state.step)
     memory = method.remember(state.method_state, rollouts, batch, now)
-    per_token["adv"] = jnp.take_along_axis(credit.adv, batch.unit, axis=1) * batch.mask
+    adv = credit.adv_token
+    adv = jnp.take_along_axis(credit.adv, batch.unit, axis=1) if adv is None else adv
+    per_token["adv"] = adv * batch.mask
     state = TrainState(params=params, opt_state=opt_state, method_state=memory, step=state.step + 1)
     return state, metrics, per_token
 
