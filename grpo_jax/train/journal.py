@@ -106,11 +106,14 @@ class Journal:
   def finish(self, before: Evaluation, after: Evaluation, wall_s: float) -> dict:
     """The last line, final.json and the report."""
     final = outcome(before, after) | {"steps": self.c.steps, "wall_s": wall_s}
-    self.say(
-      f"held-out accuracy {final['accuracy_before']:.1%} -> {final['accuracy_after']:.1%} on "
-      f"{final['problems']} problems: {final['gain']:+.1%}, 95% interval "
-      f"[{final['gain_low']:+.1%}, {final['gain_high']:+.1%}]"
-    )
+    if "loss_before" in final:
+      self.say(f"held-out loss {final['loss_before']:.4f} -> {final['loss_after']:.4f}")
+    if final["problems"]:
+      self.say(
+        f"held-out accuracy {final['accuracy_before']:.1%} -> {final['accuracy_after']:.1%} on "
+        f"{final['problems']} problems: {final['gain']:+.1%}, 95% interval "
+        f"[{final['gain_low']:+.1%}, {final['gain_high']:+.1%}]"
+      )
     final = _final(self.workdir, self.c.steps) or final  # a run that had ended: as it was
     if self.writer is not None:
       self.writer.finish(final)
@@ -142,22 +145,24 @@ def _final(workdir: Path, steps: int) -> dict | None:
 
 
 def outcome(before: Evaluation, after: Evaluation) -> dict:
-  """Accuracies before and after, in all and by source, and the gain with its interval."""
+  """Accuracies before and after, in all and by source, and the gain with its interval; held-out
+  loss where it was measured. Without problems that can be judged, accuracies are None."""
   gain = paired_gain(before.correct, after.correct)
   final = {
-    "accuracy_before": before.metrics["eval_accuracy"],
-    "accuracy_after": after.metrics["eval_accuracy"],
+    "accuracy_before": before.metrics.get("eval_accuracy"),
+    "accuracy_after": after.metrics.get("eval_accuracy"),
     "gain": gain.gain,
     "gain_low": gain.low,
     "gain_high": gain.high,
     "problems": gain.problems,
   }
-  return final | {
-    f"accuracy_{when}/{name.split('/')[1]}": value
-    for when, e in (("before", before), ("after", after))
-    for name, value in e.metrics.items()
-    if name.startswith("eval_accuracy/")
-  }
+  for when, e in (("before", before), ("after", after)):
+    if "eval_loss" in e.metrics:
+      final[f"loss_{when}"] = e.metrics["eval_loss"]
+    for name, value in e.metrics.items():
+      if name.startswith("eval_accuracy/"):
+        final[f"accuracy_{when}/{name.split('/')[1]}"] = value
+  return final
 
 
 def failures(got: Collected) -> str | None:
@@ -170,7 +175,10 @@ def failures(got: Collected) -> str | None:
 
 
 def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[str, float]:
-  """One row of metrics.jsonl: what the rollouts were, what the update saw, where time went."""
+  """One row of metrics.jsonl: what the rollouts were, what the update saw, where time went.
+
+  Of completions that were given (no reward parts), only how long they are and how many count.
+  """
   r = got.rollouts
   alive = r.alive
   count = max(int(alive.sum()), 1)
@@ -186,6 +194,8 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
     "reward_failed": sum(got.failed.values()),
     "resampled": got.resampled,
   }
+  if r.parts is None:
+    row = {k: row[k] for k in ("length", "alive")}
   row |= {f"reward_failed/{kind}": n for kind, n in got.failed.items() if n}
   row |= {k.replace("max_logp_gap", "logp_gap"): float(v) for k, v in metrics.items()}
   return row | {f"time_{k}": v for k, v in seconds.items()}
@@ -223,6 +233,8 @@ def _has_eval_row(workdir: Path, step: int) -> bool:
 
 
 def _accuracies(metrics: dict) -> str:
+  if "eval_accuracy" not in metrics:
+    return f"loss {metrics['eval_loss']:.4f}, no answers to judge by"
   labels = [k for k in metrics if k.startswith("eval_accuracy/")]
   each = ", ".join(f"{k.split('/')[1]} {metrics[k]:.1%}" for k in labels)
   return f"accuracy {metrics['eval_accuracy']:.1%} ({each})"

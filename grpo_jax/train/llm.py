@@ -17,7 +17,7 @@ from grpo_jax.rollout.evaluate import evaluate
 from grpo_jax.train import export, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
-from grpo_jax.train.journal import Evaluations, Journal, finished, log_rollouts
+from grpo_jax.train.journal import Journal, finished
 
 
 def run(c, workdir: Path, say=print) -> dict:
@@ -103,6 +103,3 @@ def run(c, workdir: Path, say=print) -> dict:
   parts.pool.close()
   export.export(c, parts, state, journal.say)
   return journal.finish(before, after, time.monotonic() - start)
-
-
-__all__ = ["Evaluations", "log_rollouts", "run"]
