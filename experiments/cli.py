@@ -43,12 +43,15 @@ def _get_config(path: Path, spec: str, variant: str) -> ConfigDict:
     config = module.get_config(variant) if variant else module.get_config()
   except UserError as error:
     raise UserError(f"--config={spec}: {error}") from error
+  except SyntaxError as error:
+    raise UserError(
+      f"--config={spec}: SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    ) from error
   except Exception as error:  # whatever a person's Python may raise; one line says where
     place = traceback.extract_tb(error.__traceback__)[-1]
-    line = error.lineno if isinstance(error, SyntaxError) else place.lineno
     text = " ".join(str(error).split())
     raise UserError(
-      f"--config={spec}: {type(error).__name__}: {text} ({place.filename}, line {line})"
+      f"--config={spec}: {type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
     ) from error
   if not isinstance(config, ConfigDict):
     raise UserError(

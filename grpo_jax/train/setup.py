@@ -220,6 +220,7 @@ def prepare(c, say=print, devices=None) -> Run:
     remat=c.score.remat,
     trunk=sampling.trunk,
   )
+  pool.ready()
   return Run(
     mesh=mesh,
     method=method,

@@ -142,7 +142,7 @@ def make_update(
     grads, metrics, per_token = gradient(params, rollouts, batch, credit)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
       updates, opt_state = tx.update(grads, opt_state, params)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     return (optax.apply_updates(params, updates), opt_state), metrics, per_token
 
   def update(state: TrainState, rollouts: Rollouts, batch: Batch, key: jax.Array):
