@@ -44,40 +44,65 @@ class _Slots(NamedTuple):
   sample: Array  # i32[N, S] which completion the slot is at; >= G: none
   fed: Array  # i32[N, S] tokens of it sampled so far
   taken: Array  # i32[N] completions handed out
-  k: Array  # f32[L, N, K, S, T, d]
-  v: Array
+  k: Any  # f32[L, N, K, S, T, d], or a tuple of L without the first axis
+  v: Any
   out: Samples
 
 
 def _decode(config, params, prefix, slots):
   """Feeds `slots.token`; returns hidden [N, S, D] and the caches with its column."""
-  columns = slots.k.shape[4]
+  columns = slots.k[0].shape[-2]
   column = slots.step % columns
   age = (slots.step - jnp.arange(columns)) % columns
   visible = age[None, None] < slots.fed[..., None]
   position = prefix.length[:, None] + slots.fed - 1
 
-  def layer(carry, inputs):
-    x, k_all, v_all = carry
-    index, weights, k_prefix, v_prefix = inputs
-
+  def layer(x, weights, k_prefix, v_prefix, keep):
     def attend(q, k, v):
-      def put(cache, new):
-        return jax.lax.dynamic_update_slice(
-          cache, new.transpose(0, 2, 1, 3)[None, :, :, :, None], (index, 0, 0, 0, column, 0)
-        )
+      own, caches = keep(*(a.transpose(0, 2, 1, 3)[:, :, :, None] for a in (k, v)))
+      return attention.decode_attention(q, k_prefix, v_prefix, prefix.length, *own, visible), caches
 
-      kept = put(k_all, k), put(v_all, v)
-      own = (jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in kept)
-      return attention.decode_attention(q, k_prefix, v_prefix, prefix.length, *own, visible), kept
+    return decoder.block_apply(config, weights, x, position, attend)
 
-    x, (k_all, v_all) = decoder.block_apply(config, weights, x, position, attend)
-    return (x, k_all, v_all), None
+  def unrolled(x):
+    caches = []
+    for weights, k_prefix, v_prefix, *own in zip(
+      params["layers"], prefix.k, prefix.v, slots.k, slots.v, strict=True
+    ):
+
+      def keep(k, v, own=own):
+        put = jax.lax.dynamic_update_slice
+        new = tuple(put(a, b, (0, 0, 0, column, 0)) for a, b in zip(own, (k, v), strict=True))
+        return new, new
+
+      x, kept = layer(x, weights, k_prefix, v_prefix, keep)
+      caches.append(kept)
+    return x, *zip(*caches, strict=True)
+
+  def scanned(x):
+    def step(carry, inputs):
+      x, *stacks = carry
+      index, weights, k_prefix, v_prefix = inputs
+
+      def keep(k, v):
+        put, at = jax.lax.dynamic_update_slice, (index, 0, 0, 0, column, 0)
+        new = [put(a, b[None], at) for a, b in zip(stacks, (k, v), strict=True)]
+        return [jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in new], new
+
+      x, stacks = layer(x, weights, k_prefix, v_prefix, keep)
+      return (x, *stacks), None
+
+    inputs = (jnp.arange(config.num_layers), params["layers"], prefix.k, prefix.v)
+    return jax.lax.scan(step, (x, slots.k, slots.v), inputs)[0]
 
   x = decoder.embed(params, slots.token)
-  inputs = (jnp.arange(config.num_layers), params["layers"], prefix.k, prefix.v)
-  (x, k, v), _ = jax.lax.scan(layer, (x, slots.k, slots.v), inputs)
+  x, k, v = unrolled(x) if isinstance(slots.k, tuple) else scanned(x)
   return decoder.rms_norm(x, params["norm"], config.norm_eps), slots._replace(k=k, v=v)
+
+
+def _apart(tree, layers: int) -> list:
+  """Stacked arrays as one tree a layer, split once before the loop."""
+  return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
 
 
 def _advance(slots, logits, keys, stop_ids, choice):
@@ -116,7 +141,7 @@ def _uniform(key, sample, position):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("config", "group", "budget", "slots", "choice", "stop_ids")
+  jax.jit, static_argnames=("config", "group", "budget", "slots", "choice", "stop_ids", "unroll")
 )
 def sample(
   config: ModelConfig,
@@ -131,12 +156,15 @@ def sample(
   choice: choose.Choice = _SAMPLED,
   slots: int | None = None,
   trunk: Int[Array, " C"] | None = None,
+  unroll: bool | None = None,
 ) -> Samples:
   """`group` completions of at most `budget` tokens for each right-padded prompt.
 
   keys: one typed key a prompt [N]. A completion ends with the first of `stop_ids`, which is part of
   it (and is trained), or at the budget. `slots` (default: group) bounds how many completions of a
   prompt decode at once, and with it the cache. `trunk`: a text before all prompts, prefilled once.
+  `unroll`: one copy of the layer's program a layer instead of a scan. A scan copies every layer's
+  weights at every token on the CPU, hence the default there; elsewhere it compiles faster.
   """
   n, s = prompt.shape[0], min(slots or group, group)
   last, prefix = decoder.prefill(config, params, prompt, length, trunk)
@@ -148,9 +176,13 @@ def sample(
     return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
 
   first = project(last)  # the same for every completion of a prompt
-  cache = jnp.zeros(
-    (config.num_layers, n, config.num_kv_heads, s, budget, config.head_dim), last.dtype
-  )
+  layers = config.num_layers
+  cache = jnp.zeros((layers, n, config.num_kv_heads, s, budget, config.head_dim), last.dtype)
+  if jax.default_backend() == "cpu" if unroll is None else unroll:
+    params = params | {"layers": _apart(params["layers"], layers)}
+    k, v = (tuple(_apart(x, layers)) for x in (prefix.k, prefix.v))
+    prefix = prefix._replace(k=k, v=v)
+    cache = tuple(_apart(cache, layers))
   state = _Slots(
     step=jnp.int32(0),
     token=jnp.zeros((n, s), jnp.int32),
