@@ -6,7 +6,11 @@ from grpo_jax.lookup import unknown
 
 
 def base() -> ConfigDict:
-  """Defaults of the language-model loop. Lists are tuples, so that a config stays hashable."""
+  """Defaults of the language-model loops. Lists are tuples, so that a config stays hashable.
+
+  Locked: a field that is not here is an error where a config sets it. `data` and `method_args` are
+  open, as their readers check them.
+  """
   c = ConfigDict()
   c.loop = "llm"
   c.seed = 0
@@ -78,6 +82,9 @@ def base() -> ConfigDict:
   c.log = ConfigDict({"rollouts_every": 10, "rollouts_prompts": 4, "tensorboard": True})
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   c.export = ""  # a folder: the trained policy as safetensors, `model` of another run
+  c.lock()
+  c.data.unlock()
+  c.method_args.unlock()
   return c
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -48,8 +49,11 @@ def _get_config(path: Path, spec: str, variant: str) -> ConfigDict:
       f"--config={spec}: SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     ) from error
   except Exception as error:  # whatever a person's Python may raise; one line says where
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if f.filename == str(path)), frames[-1])
     text = " ".join(str(error).split())
+    # A locked config lists all that it holds.
+    text = re.sub(r'Other fields present: "\{.*\}"(\\n)?', "", text)
     raise UserError(
       f"--config={spec}: {type(error).__name__}: {text} ({place.filename}, line {place.lineno})"
     ) from error
