@@ -39,14 +39,10 @@ def params_of(config: ModelConfig, seed: int = 0):
       return x + 0.3 * rng.normal(size=x.shape).astype(np.float32)
     if "bias" in name:
       return x + rng.normal(size=x.shape).astype(np.float32)
-    return x * 40 if name in ("embed", "head") else x * 1.5
+    return x * 20 if name in ("embed", "head") else x * 1.5
 
   params = decoder.init(config, jax.random.key(seed))
   return jax.tree_util.tree_map_with_path(scramble, params)
-
-
-def wide_params(config: ModelConfig):
-  return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), params_of(config))
 
 
 def problem(config: ModelConfig, seed=0, lengths=(5, 1, 8), width=8, group=3, tokens=4):
