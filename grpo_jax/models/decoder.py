@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.config import ModelConfig
@@ -125,14 +126,17 @@ class Block(nnx.Module):
       q = rms_norm(q, self.q_norm[...], c.norm_eps)
       k = rms_norm(k, self.k_norm[...], c.norm_eps)
     freq = rope_frequencies(c)
-    return rotate(q, position, freq), rotate(k, position, freq), v
+    q, k = rotate(q, position, freq), rotate(k, position, freq)
+    return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
 
   def __call__(self, x, position, attend: Callable):
     """x [..., D]; `attend(q, k, v)` returns (mixed values [..., H, d], what to keep)."""
     mixed, kept = attend(*self.qkv(x, position))
+    mixed = checkpoint_name(mixed, "mixed")
     x = x + linear(mixed.reshape(*x.shape[:-1], -1), self.o[...])
     y = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
-    gate, up = linear(y, self.gate[...]), linear(y, self.up[...])
+    gate = checkpoint_name(linear(y, self.gate[...]), "gate")
+    up = checkpoint_name(linear(y, self.up[...]), "up")
     return x + linear(jax.nn.silu(gate) * up, self.down[...]), kept
 
 
@@ -202,11 +206,17 @@ def _own_keys(lengths):
   return attend
 
 
+# For the backward pass a layer keeps the results of its matrix products. Norms, activations and
+# attention weights are computed again: cheaper than writing and reading them, and flat in S^2.
+_SAVED = jax.checkpoint_policies.save_only_these_names("q", "k", "v", "mixed", "gate", "up")
+
+
 def run_layers(config, params, x, position, attend, *, trunk=None, remat=False):
   """Scans the layers over x [N, S, D]; returns the normed output and what `attend` kept, by layer.
 
   attend(shared, q, k, v) -> (mixed, kept). `trunk` i32[C] is a text before all rows, computed once:
-  `shared` is then its keys and values (C, K, d) in this layer, else None.
+  `shared` is then its keys and values (C, K, d) in this layer, else None. `remat`: keep only the
+  layers' inputs for the backward pass.
   """
   start = None if trunk is None else embed(params, trunk[None])
 
@@ -222,7 +232,7 @@ def run_layers(config, params, x, position, attend, *, trunk=None, remat=False):
     x, kept = block_apply(config, layer, x, position, functools.partial(attend, shared))
     return (x, above), kept
 
-  step = jax.checkpoint(step) if remat else step
+  step = jax.checkpoint(step, policy=None if remat else _SAVED)
   (x, _), kept = jax.lax.scan(step, (x, start), params["layers"])
   return rms_norm(x, params["norm"], config.norm_eps), kept
 
