@@ -1,17 +1,19 @@
 """Every field that a run reads, with its default; configs change what they need."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from grpo_jax.lookup import unknown
 
 
-def base() -> ConfigDict:
+def base() -> Any:
   """Defaults of the language-model loops. Lists are tuples, so that a config stays hashable.
 
   Locked: a field that is not here is an error where a config sets it. `data` and `method_args` are
   open, as their readers check them.
   """
-  c = ConfigDict()
+  c: Any = ConfigDict()  # Any: to a type checker a field may be of every type at once
   c.loop = "llm"
   c.seed = 0
   c.steps = 100  # sampling rounds; each makes batch.epochs * batch.mini optimizer updates

@@ -4,6 +4,9 @@ A completion ends as the sampler's would: with the stop text of the data if ther
 the model's eos. The end is trained.
 """
 
+# pyright: reportArgumentType=false
+# The records are annotated with jax arrays; on the host they hold numpy's.
+
 import dataclasses
 from collections.abc import Sequence
 
