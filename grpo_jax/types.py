@@ -193,10 +193,10 @@ def rows_of(rollouts: Rollouts, tokens: Array, mask: Array, **fields) -> Batch:
   """The plain layout: row r is rollout (r // G, r % G), and the completion is its one unit."""
   rows = rollouts.reward.size
   return Batch(
-      tokens=tokens,
-      mask=mask.astype(jnp.float32),
-      unit=jnp.zeros(tokens.shape, jnp.int32),
-      unit_mask=(jnp.sum(mask, axis=1, keepdims=True) > 0).astype(jnp.float32),
-      owner=jnp.arange(rows, dtype=jnp.int32)[:, None],
-      **fields,
+    tokens=tokens,
+    mask=mask.astype(jnp.float32),
+    unit=jnp.zeros(tokens.shape, jnp.int32),
+    unit_mask=(jnp.sum(mask, axis=1, keepdims=True) > 0).astype(jnp.float32),
+    owner=jnp.arange(rows, dtype=jnp.int32)[:, None],
+    **fields,
   )

@@ -16,7 +16,7 @@ One update a batch needs no `logp_old`; several updates a batch do.
 import jax.numpy as jnp
 
 from grpo_jax.core import divergences, groups, surrogates, units, weights
-from grpo_jax.types import Credit, Method
+from grpo_jax.types import Credit, Flat, Method
 
 
 def make(
@@ -33,6 +33,7 @@ def make(
   aggregate: str = "rollout_mean",  # see core/weights.py
   max_tokens: int | None = None,  # only for aggregate="constant"
   drop_truncated: bool = False,
+  resample: int = 0,  # rounds of DAPO's dynamic sampling: groups of equal rewards are replaced
 ) -> Method:
   divergences.check(kl)
   groups.check(scale)
@@ -62,4 +63,4 @@ def make(
     return jnp.sum(credit.weight * term), metrics
 
   needs = ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
-  return Method(credit=credit, loss=loss, needs=needs)
+  return Method(credit=credit, loss=loss, needs=needs, plan=Flat(resample=resample))
