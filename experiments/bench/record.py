@@ -1,0 +1,124 @@
+"""What every timed process shares: its arguments, its clock and its one line of JSON.
+
+Standard library only: the peers import this file in environments of their own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """The step and the model; the defaults are those of the published table."""
+  parser = argparse.ArgumentParser(allow_abbrev=False)
+  for name, default in (
+    ("prompt", 64),  # tokens
+    ("new", 64),
+    ("prompts", 2),
+    ("group", 8),
+    ("warmup", 2),
+    ("steps", 6),
+    ("hidden", 256),
+    ("layers", 8),
+    ("heads", 8),
+    ("ffn", 1024),
+    ("vocab", 4096),
+  ):
+    parser.add_argument(f"--{name}", type=int, default=default)
+  return parser.parse_args(argv)
+
+
+def peak_mb() -> float:
+  """Peak resident memory of this process in 10^6 bytes.
+
+  From /proc where it exists: `ru_maxrss` of a child starts at what its parent held at the fork.
+  """
+  try:
+    for line in Path("/proc/self/status").read_text().splitlines():
+      if line.startswith("VmHWM:"):
+        return int(line.split()[1]) * 1024 / 1e6
+  except OSError:
+    pass
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+class Clock:
+  """Wall and CPU time of steps, and of named phases inside them."""
+
+  def __init__(self):
+    self.wall: list[float] = []
+    self.cpu: list[float] = []
+    self.phases: dict[str, list[float]] = {}
+    self._last: tuple[float, float] | None = None
+
+  def tick(self) -> None:
+    """The end of a step, which is the start of the next; the first call only starts."""
+    now = time.perf_counter(), time.process_time()
+    if self._last is not None:
+      self.wall.append(now[0] - self._last[0])
+      self.cpu.append(now[1] - self._last[1])
+    self._last = now
+
+  def add(self, phase: str, seconds: float) -> None:
+    self.phases.setdefault(phase, []).append(seconds)
+
+  def timed(self, phase: str, function, after=lambda: None):
+    """`function`, with its calls timed under `phase`; `after` waits for what it started."""
+
+    def call(*args, **kwargs):
+      start = time.perf_counter()
+      out = function(*args, **kwargs)
+      after()
+      self.add(phase, time.perf_counter() - start)
+      return out
+
+    return call
+
+
+def summary(clock: Clock, a: argparse.Namespace, **fields) -> dict:
+  """Medians over the steps after the warm-up; phases must have one entry a step."""
+  timed = clock.wall[a.warmup :]
+  phases = {k: v[a.warmup :] for k, v in clock.phases.items()}
+  step = statistics.median(timed)
+  first = clock.wall[0]
+  spent = {f"{k}_s": round(statistics.median(v), 4) for k, v in phases.items()}
+  rest = [t - sum(v[i] for v in phases.values()) for i, t in enumerate(timed)]
+  return fields | {
+    "prompt": a.prompt,
+    "new": a.new,
+    "rows": a.prompts * a.group,
+    "step_s": round(step, 4),
+    "step_min_s": round(min(timed), 4),
+    "step_all_s": [round(t, 4) for t in timed],
+    **spent,
+    **{f"{k}_min_s": round(min(v), 4) for k, v in phases.items()},
+    "other_s": round(statistics.median(rest), 4),
+    "first_step_s": round(first, 3),
+    "second_step_s": round(clock.wall[1], 3) if len(clock.wall) > 1 else None,
+    "to_10_steps_s": round(first + 9 * step, 2),
+    "to_100_steps_s": round(first + 99 * step, 2),
+    "cpu_s": round(statistics.median(clock.cpu[a.warmup :]), 3),
+    "peak_mb": round(peak_mb(), 1),
+    "load": round(os.getloadavg()[0], 2),
+    "cores": os.cpu_count(),
+  }
+
+
+def emit(result: dict) -> None:
+  print(json.dumps(result), flush=True)
+
+
+def last_json(text: str) -> dict:
+  """The last line of `text` that is a JSON object. ValueError if there is none."""
+  for line in reversed(text.splitlines()):
+    if line.startswith("{"):
+      try:
+        return json.loads(line)
+      except json.JSONDecodeError:
+        continue
+  raise ValueError("no line of JSON in the output")
