@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(variant: str = ""):
   c = common.base()
-  c.steps = 16
+  c.steps = 36
   c.data = {
     "source": "reasoning_gym",
     "mix": tuple(
@@ -27,6 +27,7 @@ def get_config(variant: str = ""):
     ),
     "size": 2000,
     "heldout": 256,
+    "seed": 17,  # of the split and the examples: theirs show both signs and a carry
     "prompt": {
       "style": "few_shot",
       "shots": 8,

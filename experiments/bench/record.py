@@ -81,7 +81,10 @@ class Clock:
 
 
 def summary(clock: Clock, a: argparse.Namespace, **fields) -> dict:
-  """Medians over the steps after the warm-up; phases must have one entry a step."""
+  """Medians over the steps after the warm-up. ValueError if a phase has not one entry a step."""
+  for name, entries in clock.phases.items():
+    if len(entries) != len(clock.wall):
+      raise ValueError(f"{name} was timed {len(entries)} times in {len(clock.wall)} steps")
   timed = clock.wall[a.warmup :]
   phases = {k: v[a.warmup :] for k, v in clock.phases.items()}
   step = statistics.median(timed)
