@@ -15,8 +15,7 @@ from configs import common, quickstart
 def get_config(variant: str = ""):
   c = quickstart.get_config(variant)
   c.loop = "offline"
-  c.method = "dpo"
-  c.method_args.beta = 0.1
+  c.method, c.method_args = "dpo", {"beta": 0.1}
   c.batch.group = 2
   c.batch.prompts = 4 if common.check_variant(variant) else 32
   return c

@@ -21,7 +21,7 @@ from configs import common, quickstart
 def get_config(variant: str = ""):
   c = quickstart.get_config(variant)
   c.loop = "offline"
-  c.method = "sft"
+  c.method, c.method_args = "sft", {}
   c.batch.group = 1
   c.score.pack = False
   c.batch.prompts = 4 if common.check_variant(variant) else 32

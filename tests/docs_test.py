@@ -12,6 +12,7 @@ import pytest
 
 from experiments import cli
 from grpo_jax import methods
+from grpo_jax.train import setup
 from grpo_jax.types import Fwd, Rollouts, rows_of
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +80,7 @@ def test_the_config_of_the_page_names_the_method_and_has_a_debug_variant(tmp_pat
   path.write_text(block("`configs/raft.py`"))
   config, _ = cli.load_config(f"{path}:debug")
   assert config.method == raft and config.steps == 2
+  setup.make_method(config)
 
 
 def test_every_file_that_the_page_names_exists():
