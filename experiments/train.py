@@ -16,7 +16,7 @@ from grpo_jax.errors import UserError
 
 def main(argv: list[str]) -> int:
   if {"-h", "--help"} & set(argv):
-    print(__doc__.strip())
+    print((__doc__ or "").strip())
     return 0
   try:
     config, workdir = parse(argv)

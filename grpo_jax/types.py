@@ -15,7 +15,7 @@ A policy-optimization method is a `Method`: a frozen record of pure functions of
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, dataclass_transform
+from typing import Any, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,15 @@ def record(cls):
   cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
   meta = [f.name for f in dataclasses.fields(cls) if f.metadata.get("static")]
   data = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("static")]
-  cls.replace = lambda self, **changes: dataclasses.replace(self, **changes)
   return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+
+
+class Record:
+  """What all records can do; their arrays may be numpy's before they go to a device."""
+
+  def replace(self, **changes) -> Self:
+    """A copy with some fields changed."""
+    return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def static(**kwargs) -> Any:
@@ -39,7 +46,7 @@ def static(**kwargs) -> Any:
 
 
 @record
-class Rollouts:
+class Rollouts(Record):
   """One entry a rollout: small, replicated on every device."""
 
   prompt: Int[Array, " N"]  # stable id of the prompt in the data set, below Q
@@ -54,7 +61,7 @@ class Rollouts:
 
 
 @record
-class Batch:
+class Batch(Record):
   """One entry a token: large, split over its rows.
 
   Aligned so that column t of every array speaks of `tokens[:, t]`: `logp_old[r, t]` is the
@@ -81,7 +88,7 @@ class Batch:
 
 
 @record
-class Credit:
+class Credit(Record):
   """What a method decides from data alone, before the batch is cut into micro-batches.
 
   `weight` carries every mask, selection, aggregation and denominator: a loss is
@@ -95,7 +102,7 @@ class Credit:
 
 
 @record
-class Fwd:
+class Fwd(Record):
   """What a model must produce for a batch: the only thing a loss knows of it."""
 
   logp: Float[Array, "R T"]  # log-probability of batch.tokens at the sampling temperature
@@ -105,7 +112,7 @@ class Fwd:
 
 
 @record
-class Now:
+class Now(Record):
   """What `Method.remember` may know of the update that was just made."""
 
   metrics: Metrics
@@ -113,7 +120,7 @@ class Now:
 
 
 @record
-class TrainState:
+class TrainState(Record):
   """All that a run carries from step to step on the devices; checkpointed as a whole."""
 
   params: Any

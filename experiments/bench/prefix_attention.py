@@ -12,6 +12,7 @@ import statistics
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,23 +66,24 @@ def batches(a, prompt: int, new: int, group: int) -> tuple[Rollouts, Batch, Batc
   rng = np.random.default_rng(0)
   ids = rng.integers(0, a.vocab, (1, prompt)).astype(np.int32)
   ones = np.ones((1, group), bool)
-  rollouts = Rollouts(
-    prompt=np.zeros(1, np.int32),
-    reward=rng.random((1, group)).astype(np.float32),
-    alive=ones,
-    correct=ones,
-    truncated=~ones,
-    length=np.full((1, group), new, np.int32),
-  )
-  shared = Batch(
-    tokens=rng.integers(0, a.vocab, (group, new)).astype(np.int32),
-    mask=np.ones((group, new), np.float32),
-    unit=np.zeros((group, new), np.int32),
-    unit_mask=np.ones((group, 1), np.float32),
-    owner=np.arange(group, dtype=np.int32)[:, None],
-    prompt_tokens=ids,
-    prompt_length=np.full(1, prompt, np.int32),
-  )
+  small: dict[str, Any] = {
+    "prompt": np.zeros(1, np.int32),
+    "reward": rng.random((1, group)).astype(np.float32),
+    "alive": ones,
+    "correct": ones,
+    "truncated": ~ones,
+    "length": np.full((1, group), new, np.int32),
+  }
+  large: dict[str, Any] = {
+    "tokens": rng.integers(0, a.vocab, (group, new)).astype(np.int32),
+    "mask": np.ones((group, new), np.float32),
+    "unit": np.zeros((group, new), np.int32),
+    "unit_mask": np.ones((group, 1), np.float32),
+    "owner": np.arange(group, dtype=np.int32)[:, None],
+    "prompt_tokens": ids,
+    "prompt_length": np.full(1, prompt, np.int32),
+  }
+  rollouts, shared = Rollouts(**small), Batch(**large)
   repeated = shared.replace(
     prompt_tokens=np.repeat(ids, group, axis=0), prompt_length=np.full(group, prompt, np.int32)
   )
@@ -112,7 +114,7 @@ def compiled_ratio(a, prompt, new, rollouts, shared, repeated) -> float:
   params = jax.eval_shape(lambda key: decoder.init(config, key), jax.random.key(0))
   step = gradient(config, chunk=0)
   flops = [
-    step.lower(params, rollouts, batch).compile().cost_analysis()["flops"]
+    step.lower(params, rollouts, batch).compile().cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
     for batch in (shared, repeated)
   ]
   return flops[1] / flops[0]

@@ -78,14 +78,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def steps(cells: dict[str, dict[int, dict | None]], shares: dict) -> str:
   head = "prompt  framework,step s,best,generate,update,CPU s,first step,peak MB,share,x ours"
-  rows = [head.split(",")]
+  rows: list[list[str]] = [list(map(str, head.split(",")))]
   for length in sorted({n for found in cells.values() for n in found}):
     ours = cells.get("grpo_jax", {}).get(length)
     for name in FRAMEWORKS:
       c = cells.get(name, {}).get(length)
       if c is None:
         continue
-      row = [f"{length:>6}  {name}"]
+      row: list[str] = [f"{length:>6}  {name}"]
       row += [f"{c[k]:.2f}" for k in ("step_s", "best_s", "generate_s", "update_s", "cpu_s")]
       row += [f"{c['first_step_s']:.1f}", f"{c['peak_mb']:.0f}"]
       row += [f"{shares[f'{name}_{length}']:.0%}", "-" if ours is None else f"{ratio(c, ours):.2f}"]

@@ -51,6 +51,7 @@ def make_forward(
       tokens = batch.tokens.reshape(n, r // n, t)
       x = decoder.shared_hidden(config, params, *prompt, tokens, **shared)
     else:
+      assert batch.position is not None
       rows = batch.tokens, batch.position, batch.segment
       x = decoder.packed_hidden(config, params, *prompt, *rows, **shared)
     x = x.reshape(r * t, -1)

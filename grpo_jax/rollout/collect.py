@@ -261,26 +261,27 @@ def _assemble(s: Sampling, kept: list[dict]):
   mask = (np.arange(width)[None, None] < length[..., None]).astype(np.float32)
   mask = mask.reshape(n * g, width)
   alive = stack("alive")
-  rollouts = Rollouts(
-    prompt=np.asarray([k["problem"].id for k in kept], np.int32),
-    reward=np.where(alive, stack("reward"), 0).astype(np.float32),
-    alive=alive,
-    correct=stack("correct"),
-    truncated=~stack("stopped"),
-    length=length,
-    parts=np.nan_to_num(stack("parts")).astype(np.float32),
-  )
+  small: dict[str, Any] = {
+    "prompt": np.asarray([k["problem"].id for k in kept], np.int32),
+    "reward": np.where(alive, stack("reward"), 0).astype(np.float32),
+    "alive": alive,
+    "correct": stack("correct"),
+    "truncated": ~stack("stopped"),
+    "length": length,
+    "parts": np.nan_to_num(stack("parts")).astype(np.float32),
+  }
   rows = lambda name: np.ascontiguousarray(stack(name)[:, :, :width].reshape(n * g, width))
-  batch = Batch(
-    tokens=rows("tokens"),
-    mask=mask,
-    unit=np.zeros((n * g, width), np.int32),
-    unit_mask=(mask.sum(axis=1, keepdims=True) > 0).astype(np.float32),
-    owner=np.arange(n * g, dtype=np.int32)[:, None],
-    logp_sampler=rows("logp"),
-    prompt_tokens=prompt,
-    prompt_length=prompt_length,
-  )
+  large: dict[str, Any] = {
+    "tokens": rows("tokens"),
+    "mask": mask,
+    "unit": np.zeros((n * g, width), np.int32),
+    "unit_mask": (mask.sum(axis=1, keepdims=True) > 0).astype(np.float32),
+    "owner": np.arange(n * g, dtype=np.int32)[:, None],
+    "logp_sampler": rows("logp"),
+    "prompt_tokens": prompt,
+    "prompt_length": prompt_length,
+  }
+  rollouts, batch = Rollouts(**small), Batch(**large)
   if s.pack:
     batch = pack(batch, length, bucket)
   return rollouts, batch, [k["problem"] for k in kept], [k["texts"] for k in kept]

@@ -59,8 +59,9 @@ def _decode(config, params, prefix, slots):
 
   def layer(x, weights, k_prefix, v_prefix, keep):
     def attend(q, k, v):
-      own, caches = keep(*(a.transpose(0, 2, 1, 3)[:, :, :, None] for a in (k, v)))
-      return attention.decode_attention(q, k_prefix, v_prefix, prefix.length, *own, visible), caches
+      (k, v), caches = keep(*(a.transpose(0, 2, 1, 3)[:, :, :, None] for a in (k, v)))
+      mixed = attention.decode_attention(q, k_prefix, v_prefix, prefix.length, k, v, visible)
+      return mixed, caches
 
     return decoder.block_apply(config, weights, x, position, attend)
 

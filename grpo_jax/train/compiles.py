@@ -8,9 +8,9 @@ _total = 0
 _listening = False
 
 
-def _listen(event: str, duration: float, **kwargs) -> None:
+def _listen(event: str, duration_secs: float, **kwargs) -> None:
   global _total
-  del duration, kwargs
+  del duration_secs, kwargs
   if "backend_compile" in event:
     _total += 1
 

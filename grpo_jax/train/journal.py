@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -203,8 +204,8 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
 
 def log_rollouts(workdir, step, got: Collected, per_token, parts, prompts: int) -> None:
   n, g = got.rollouts.reward.shape
-  length, width = got.rollouts.length, parts.sampling.budget
-  arrays = per_token | {"tokens": np.asarray(got.batch.tokens)}
+  length, width = np.asarray(got.rollouts.length), parts.sampling.budget
+  arrays: dict[str, Any] = per_token | {"tokens": np.asarray(got.batch.tokens)}
   if parts.sampling.pack:
     arrays = {k: unpack(np.asarray(v), length, width) for k, v in arrays.items()}
   arrays["tokens"] = arrays["tokens"].reshape(n, g, -1)

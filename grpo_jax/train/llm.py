@@ -18,6 +18,7 @@ from grpo_jax.train import export, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
 from grpo_jax.train.journal import Journal, finished
+from grpo_jax.types import Flat
 
 
 def run(c, workdir: Path, say=print) -> dict:
@@ -64,7 +65,7 @@ def run(c, workdir: Path, say=print) -> dict:
     # sample, verify: completions from the policy, rewards from processes of their own
     weights = None if parts.weigh is None else np.asarray(parts.weigh(state.method_state))
     draw = lambda n, weights=weights: stream.next(n, weights)
-    plan = parts.method.plan
+    plan = parts.method.plan if isinstance(parts.method.plan, Flat) else Flat()
     got = collect(parts.sampling, state.params, parts.pool, draw, c.batch.prompts, step, plan)
 
     # score: what the method needs to know of the old and the reference policy

@@ -231,7 +231,14 @@ def prepare(c, say=print, devices=None) -> Run:
     state=state,
     reference=reference,
     score=policy.make_score(forward),
-    update=make_update(method, forward, tx, cut, lambda n: schedule(n * cut.epochs * cut.mini)),
+    update=make_update(
+      method,
+      forward,
+      tx,
+      cut,
+      learning_rate=lambda n: schedule(n * cut.epochs * cut.mini),
+      shardings=jax.tree.map(lambda x: x.sharding, state),
+    ),
     weigh=jax.jit(method.weigh) if method.weigh else None,
     cut=cut,
   )

@@ -96,6 +96,7 @@ def make_update(
   tx: optax.GradientTransformation,
   cut: Cut = Cut(),
   learning_rate: Callable[[jax.Array], jax.Array] | None = None,
+  shardings: TrainState | None = None,
 ):
   """update(state, rollouts, batch, key) -> (state, metrics, tokens), jitted, `state` donated.
 
@@ -103,6 +104,8 @@ def make_update(
   (max_logp_gap), means over mini-batches for the rest. tokens: arrays [R, T] of the first pass
   (logp, entropy, ratio, adv) for the rollout viewer. `key` shuffles prompts into mini-batches when
   there are several. Denominators are those of the mini-batch; advantages those of the whole batch.
+  shardings: of the state, which the new state keeps; left to XLA, they may differ from the old
+  ones, and every program that reads the state is compiled once more.
   """
 
   def loss_of(params, batch: Batch, credit: Credit, tokens):
@@ -185,7 +188,8 @@ def make_update(
     assert old is not None, "several updates a batch need logp_old"
     return carry, out, {"logp": old, "ratio": jnp.ones_like(old)}
 
-  return jax.jit(update, donate_argnums=0)
+  out = None if shardings is None else (shardings, None, None)
+  return jax.jit(update, donate_argnums=0, out_shardings=out)
 
 
 def _reorder(rollouts: Rollouts, batch: Batch, whole: Any, order: jax.Array, group: int):

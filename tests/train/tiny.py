@@ -102,6 +102,7 @@ def environment(cache: Path | None, devices: int = 1) -> dict[str, str]:
   out = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the compiler's: most of the time of such a run
     "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
   }
   return out | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
