@@ -56,7 +56,7 @@ def join_hosts() -> bool:
 
 def use_cache() -> None:
   """Compiled programs are kept for the next run, unless the user has set a folder for them."""
-  if not jax.config.read("jax_compilation_cache_dir"):
+  if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
