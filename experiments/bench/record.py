@@ -47,21 +47,32 @@ def peak_mb() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
+def busy_seconds() -> float:
+  """Processor seconds that all processes of the machine have used, 0 where nothing says so."""
+  try:
+    fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+  except (OSError, ValueError):
+    return 0.0
+  return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # less idle and iowait
+
+
 class Clock:
   """Wall and CPU time of steps, and of named phases inside them."""
 
   def __init__(self):
     self.wall: list[float] = []
-    self.cpu: list[float] = []
+    self.cpu: list[float] = []  # of this process
+    self.busy: list[float] = []  # of all processes
     self.phases: dict[str, list[float]] = {}
-    self._last: tuple[float, float] | None = None
+    self._last: tuple[float, float, float] | None = None
 
   def tick(self) -> None:
     """The end of a step, which is the start of the next; the first call only starts."""
-    now = time.perf_counter(), time.process_time()
+    now = time.perf_counter(), time.process_time(), busy_seconds()
     if self._last is not None:
       self.wall.append(now[0] - self._last[0])
       self.cpu.append(now[1] - self._last[1])
+      self.busy.append(now[2] - self._last[2])
     self._last = now
 
   def add(self, phase: str, seconds: float) -> None:
@@ -89,6 +100,7 @@ def summary(clock: Clock, a: argparse.Namespace, **fields) -> dict:
   phases = {k: v[a.warmup :] for k, v in clock.phases.items()}
   step = statistics.median(timed)
   first = clock.wall[0]
+  others = sum(clock.busy[a.warmup :]) - sum(clock.cpu[a.warmup :])
   spent = {f"{k}_s": round(statistics.median(v), 4) for k, v in phases.items()}
   rest = [t - sum(v[i] for v in phases.values()) for i, t in enumerate(timed)]
   return fields | {
@@ -107,6 +119,8 @@ def summary(clock: Clock, a: argparse.Namespace, **fields) -> dict:
     "to_100_steps_s": round(first + 99 * step, 2),
     "cpu_s": round(statistics.median(clock.cpu[a.warmup :]), 3),
     "peak_mb": round(peak_mb(), 1),
+    # The part of the machine that other processes took from the timed steps.
+    "neighbours": round(max(others, 0.0) / (sum(timed) * (os.cpu_count() or 1)), 3),
     "load": round(os.getloadavg()[0], 2),
     "cores": os.cpu_count(),
   }

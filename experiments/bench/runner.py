@@ -124,7 +124,8 @@ def time_steps(a, pythons, env, note) -> tuple[list[dict], list[dict]]:
         else:
           print(
             f"round {round_ + 1}/{a.rounds}  prompt {length}  {name}: {got['step_s']:.2f} s a step "
-            f"(best {got['step_min_s']:.2f}), {got['peak_mb']:.0f} MB, load {got['load']}",
+            f"(best {got['step_min_s']:.2f}), {got['peak_mb']:.0f} MB, "
+            f"others {got['neighbours']:.0%}",
             flush=True,
           )
   return runs, matmuls
@@ -218,6 +219,8 @@ def main(argv: list[str]) -> None:
   print(f"\nmatmul bound {found['bound_gflops']:.0f} GFLOP/s in float32", end="; ")
   print(", ".join(f"{n} tokens: {f} GFLOP a step" for n, f in found["necessary_gflop"].items()))
   print(table.steps(found["cells"], found["shares"]))
+  if not found["final"]["quiet"]:
+    print("warning: other processes ran beside these: the ratios are not to be published")
   if found["decode"]["found"]:
     print("\n" + table.decodes(found["decode"]["found"]))
   print(f"\nall runs: {os.path.relpath(a.out)}")

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 FRAMEWORKS = ("grpo_jax", "trl", "tunix")
+QUIET = 0.1  # of the machine: what other processes may use in a run that is published
 
 
 def cell(runs: Sequence[dict]) -> dict | None:
@@ -24,7 +25,7 @@ def cell(runs: Sequence[dict]) -> dict | None:
     "to_10_steps_s": middle("to_10_steps_s"),
     "to_100_steps_s": middle("to_100_steps_s"),
     "peak_mb": max(r["peak_mb"] for r in runs),
-    "load": max(r["load"] for r in runs),
+    "neighbours": max(r["neighbours"] for r in runs),
   }
 
 
@@ -40,6 +41,12 @@ def share(flops: float, seconds: float, bound_gflops: float) -> float:
   return round(flops / (seconds * bound_gflops * 1e9), 3)
 
 
+def quiet(cells: dict[str, dict[int, dict | None]]) -> bool:
+  """Whether other processes left the machine alone in all runs."""
+  found = [c for by_length in cells.values() for c in by_length.values() if c is not None]
+  return all(c["neighbours"] <= QUIET for c in found)
+
+
 def bound(matmuls: Iterable[dict]) -> float:
   """The fastest matmul seen in the whole run, GFLOP/s: noise only ever lowers it."""
   return max(max(m["large_gflops"], m["model_gflops"]) for m in matmuls)
@@ -47,7 +54,7 @@ def bound(matmuls: Iterable[dict]) -> float:
 
 def final(cells: dict[str, dict[int, dict | None]], shares: dict, decode: dict) -> dict:
   """The last line: ratios peer / ours on medians and on best steps, shares, memory."""
-  out = {}
+  out: dict = {"quiet": quiet(cells)}
   for peer in FRAMEWORKS[1:]:
     for length, theirs in cells.get(peer, {}).items():
       ours = cells.get("grpo_jax", {}).get(length)
