@@ -23,6 +23,7 @@ MAX_FILE, MAX_FUNCTION, MAX_BYTES = 400, 60, 1_000_000
 # Longer than MAX_FUNCTION for a reason: "path:function": reason.
 LONG: dict[str, str] = {
   "grpo_jax/train/llm.py:run": "the loop, to be read from top to bottom",
+  "grpo_jax/train/offline.py:run": "the same for given completions",
 }
 
 MACHINE_PATH = re.compile(r"(?<![\w./~$)}-])/(work|root|home|opt|tmp)/\w")
