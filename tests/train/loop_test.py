@@ -10,7 +10,6 @@ import tiny
 
 from grpo_jax import methods, sharding
 from grpo_jax.errors import UserError
-from grpo_jax.models import policy
 from grpo_jax.rollout import collect
 from grpo_jax.train import llm, metrics, setup
 from grpo_jax.train.plan import memory
@@ -105,7 +104,7 @@ def test_a_run_compiles_nothing_after_the_first_step_of_equal_shapes(
   said = []
   llm.run(c, tmp_path, said.append)
   rows = [r for r in metrics.read_metrics(tmp_path) if r["kind"] == "train"]
-  assert rows[0]["compiles"] > 2
+  assert rows[0]["compiles"] >= 1
   assert rows[1]["compiles"] == rows[2]["compiles"]
   assert not [text for text in said if "programs compiled" in text]
 
@@ -191,14 +190,18 @@ def test_a_need_that_no_loop_supplies_is_an_error_that_names_it(model, monkeypat
 
 
 def test_a_run_that_diverges_stops_and_says_what_to_do(model, tmp_path, monkeypatch):
-  make_forward = policy.make_forward
+  make_update = setup.make_update
 
   def broken(*args, **kwargs):
-    forward = make_forward(*args, **kwargs)
-    ruin = lambda fwd: fwd.replace(logp=fwd.logp * float("inf"))
-    return lambda params, batch: ruin(forward(params, batch))
+    update = make_update(*args, **kwargs)
 
-  monkeypatch.setattr(policy, "make_forward", broken)
+    def ruin(*args):
+      state, found, per_token = update(*args)
+      return state, found | {"loss": found["loss"] * float("nan")}, per_token
+
+    return ruin
+
+  monkeypatch.setattr(setup, "make_update", broken)
   with pytest.raises(UserError, match=r"step 1: loss .*: the run has diverged; lower optimizer.lr"):
     llm.run(tiny.make_config(model), tmp_path, lambda text: None)
   assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["nonfinite"] >= 1

@@ -159,7 +159,9 @@ def record(workdir: Path) -> dict:
 def saved(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
   """Arrays and host position of a checkpoint, read without the program that wrote it."""
   checkpoints = Checkpoints(workdir)
-  args = ocp.args.Composite(state=ocp.args.StandardRestore(), host=ocp.args.JsonRestore())
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # saved by other devices, maybe
+  state = ocp.args.StandardRestore(fallback_sharding=here)
+  args = ocp.args.Composite(state=state, host=ocp.args.JsonRestore())
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     found = checkpoints.manager.restore(step, args=args)
