@@ -10,15 +10,14 @@ def memory(c, run, prompt: int, completion: int) -> dict[str, float]:
   """Bytes of an update over all devices: what is held, and what exists while it runs.
 
   activations: what the backward pass keeps of every position and layer; with score.remat the
-  layers' inputs and one layer. prompt, completion: padded lengths.
+  layers' inputs and one layer. prompt, completion: padded lengths, of one completion.
   """
   b, m = c.batch, run.sampling.config
   pieces = b.mini * b.micro
   positions = (b.prompts * prompt + b.prompts * b.group * completion) / pieces
   heads = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim
-  layer = 8 * m.hidden_size + 2 * heads + 2 * m.num_heads * m.head_dim + 4 * m.intermediate_size
   seen = len(run.sampling.trunk) + prompt + completion * (b.group if c.score.pack else 1)
-  layer += 2 * m.num_heads * seen  # scores of attention
+  layer = 2 * m.hidden_size + heads + m.num_heads * (m.head_dim + seen) + 2 * m.intermediate_size
   kept = m.num_layers * m.hidden_size + layer if c.score.remat else m.num_layers * layer
   chunk = min(c.score.chunk or 10**12, b.prompts * b.group * completion / pieces)
   params = sum(x.nbytes for x in jax.tree.leaves(run.state.params))
