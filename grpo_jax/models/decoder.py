@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.config import ModelConfig
@@ -211,17 +212,19 @@ def _own_keys(lengths):
 _SAVED = jax.checkpoint_policies.save_only_these_names("q", "k", "v", "mixed", "gate", "up")
 
 
-def run_layers(config, params, x, position, attend, *, trunk=None, remat=False):
+def run_layers(config, params, x, position, attend, *, trunk=None, remat=False, rows=None):
   """Scans the layers over x [N, S, D]; returns the normed output and what `attend` kept, by layer.
 
   attend(shared, q, k, v) -> (mixed, kept). `trunk` i32[C] is a text before all rows, computed once:
   `shared` is then its keys and values (C, K, d) in this layer, else None. `remat`: keep only the
-  layers' inputs for the backward pass.
+  layers' inputs for the backward pass. `rows`: the sharding of N. Without it XLA splits
+  activations as it finds the parameters split, and every device works on all rows.
   """
+  pin = lambda x: x if rows is None else jax.lax.with_sharding_constraint(x, rows)
   start = None if trunk is None else embed(params, trunk[None])
 
   def step(carry, layer):
-    x, above = carry
+    x, above = pin(carry[0]), carry[1]
     shared = None
     if trunk is not None:
       count = trunk.shape[0]
@@ -234,7 +237,7 @@ def run_layers(config, params, x, position, attend, *, trunk=None, remat=False):
 
   step = jax.checkpoint(step, policy=None if remat else _SAVED)
   (x, _), kept = jax.lax.scan(step, (x, start), params["layers"])
-  return rms_norm(x, params["norm"], config.norm_eps), kept
+  return rms_norm(pin(x), params["norm"], config.norm_eps), kept
 
 
 def _size(trunk) -> int:
@@ -275,6 +278,7 @@ def shared_hidden(
   *,
   trunk: Int[Array, " C"] | None = None,
   remat: bool = False,
+  rows: Sharding | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "N G T D"]:
   """Hidden states that predict `tokens`: entry [n, g, t] has seen prompt n and tokens[n, g, :t].
@@ -288,8 +292,9 @@ def shared_hidden(
   own = jnp.broadcast_to(jnp.arange(t - 1)[None, None], (n, g, t - 1)).reshape(n, -1)
   ids = tokens[:, :, :-1].reshape(n, -1)
   last, x = _prompt_and_own(
-    config, params, prompt, length, ids, own, trunk, remat, group=g, implementation=implementation
-  )
+    config, params, prompt, length, ids, own, trunk, remat, rows,
+    group=g, implementation=implementation,
+  )  # fmt: skip
   first = jnp.broadcast_to(last[:, None, None], (n, g, 1, x.shape[-1]))
   return jnp.concatenate([first, x.reshape(n, g, t - 1, -1)], axis=2)
 
@@ -305,6 +310,7 @@ def packed_hidden(
   *,
   trunk: Int[Array, " C"] | None = None,
   remat: bool = False,
+  rows: Sharding | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "N T D"]:
   """As `shared_hidden` for completions of any lengths packed into one row a prompt.
@@ -314,7 +320,7 @@ def packed_hidden(
   of the prompt's end where position is 0.
   """
   last, x = _prompt_and_own(
-    config, params, prompt, length, tokens, position, trunk, remat,
+    config, params, prompt, length, tokens, position, trunk, remat, rows,
     segment=segment, implementation=implementation,
   )  # fmt: skip
   before = jnp.concatenate([last[:, None], x[:, :-1]], axis=1)
@@ -322,7 +328,7 @@ def packed_hidden(
 
 
 def _prompt_and_own(
-  config, params, prompt, length, ids, own_position, trunk, remat, **layout
+  config, params, prompt, length, ids, own_position, trunk, remat, rows, **layout
 ) -> tuple[Float[Array, "N D"], Float[Array, "N X D"]]:
   """Hidden states of the prompts' last tokens and of the completion tokens `ids` [N, X]."""
   n, p = prompt.shape
@@ -335,7 +341,9 @@ def _prompt_and_own(
     return mixed, None
 
   x = embed(params, jnp.concatenate([prompt, ids], axis=1))
-  x, _ = run_layers(config, params, x, where + _size(trunk), attend, trunk=trunk, remat=remat)
+  x, _ = run_layers(
+    config, params, x, where + _size(trunk), attend, trunk=trunk, remat=remat, rows=rows
+  )
   return _at_last(x, length), x[:, p:]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array
 
 from grpo_jax.models import decoder
@@ -27,6 +28,7 @@ def make_forward(
   remat: bool = False,
   implementation: str | None = None,
   trunk: Sequence[int] = (),
+  rows: Sharding | None = None,
 ) -> Forward:
   """forward(params, batch) -> Fwd with logp, entropy and, if params has a value head, value.
 
@@ -34,7 +36,8 @@ def make_forward(
   function that the sampler uses. Row r of the batch continues prompt r // (R // N); with
   `batch.segment` row n holds the completions of prompt n one after the other. `chunk` tokens of
   logits exist at a time (0: all at once); `remat` recomputes layers in the backward pass. `trunk`:
-  ids that precede every prompt and are not part of it.
+  ids that precede every prompt and are not part of it. `rows`: sharding of the batch's rows, kept
+  by the activations.
   """
 
   def forward(params, batch: Batch) -> Fwd:
@@ -45,6 +48,7 @@ def make_forward(
     shared = {
       "trunk": jnp.asarray(trunk, jnp.int32) if trunk else None,
       "remat": remat,
+      "rows": rows,
       "implementation": implementation,
     }
     if batch.segment is None:
@@ -52,8 +56,8 @@ def make_forward(
       x = decoder.shared_hidden(config, params, *prompt, tokens, **shared)
     else:
       assert batch.position is not None
-      rows = batch.tokens, batch.position, batch.segment
-      x = decoder.packed_hidden(config, params, *prompt, *rows, **shared)
+      packed = batch.tokens, batch.position, batch.segment
+      x = decoder.packed_hidden(config, params, *prompt, *packed, **shared)
     x = x.reshape(r * t, -1)
     head = decoder.output_matrix(params)
     out = token_logprob(x, head, batch.tokens.reshape(-1), temperature, chunk=chunk)

@@ -219,6 +219,7 @@ def prepare(c, say=print, devices=None) -> Run:
     chunk=c.score.chunk,
     remat=c.score.remat,
     trunk=sampling.trunk,
+    rows=sharding.rows(mesh),
   )
   pool.ready()
   return Run(

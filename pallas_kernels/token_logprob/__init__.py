@@ -57,9 +57,12 @@ def token_logprob(
   if not chunk or chunk >= x:
     return _chunk(hidden, head, target, temperature)
   pieces = -(-x // chunk)
+  chunk = -(-x // pieces)  # even pieces: the least padding
   pad = pieces * chunk - x
-  hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(pieces, chunk, -1)
-  target = jnp.pad(target, (0, pad)).reshape(pieces, chunk)
+  # Piece j takes the tokens j, j + pieces, ...: tokens that devices hold in blocks then give every
+  # device its share of every piece.
+  hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunk, pieces, -1).swapaxes(0, 1)
+  target = jnp.pad(target, (0, pad)).reshape(chunk, pieces).T
   piece = jax.checkpoint(lambda h, t: _chunk(h, head, t, temperature))
   out = jax.lax.map(lambda a: piece(*a), (hidden, target))
-  return TokenLogprob(*(a.reshape(-1)[:x] for a in out))
+  return TokenLogprob(*(a.T.reshape(-1)[:x] for a in out))
