@@ -50,14 +50,14 @@ class Compiled:
 
   def __call__(self, event, duration, **kwargs):
     if "backend_compile" in event:
-      self.names.append(kwargs.get("fun_name", ""))
+      self.names.append(kwargs["fun_name"].removeprefix("jit(").removesuffix(")"))
 
 
 @pytest.mark.slow
 def test_50_steps_of_random_lengths_compile_one_program_a_bucket(tmp_path, monkeypatch):
   jax.config.update("jax_disable_most_optimizations", True)
   model = tiny.save_model(tmp_path / "model")
-  c = tiny.make_config(model, **{"sample.max_new_tokens": 24, "batch.prompts": 2})
+  c = tiny.make_config(model, **{"sample.max_new_tokens": 12, "batch.prompts": 2})
   parts = setup.prepare(c, lambda text: None)
   random = np.random.default_rng(0)
   seen = Compiled()
@@ -68,13 +68,13 @@ def test_50_steps_of_random_lengths_compile_one_program_a_bucket(tmp_path, monke
   def cut(*args):
     """Answers of random lengths: the policy's own would be of much the same length."""
     (tokens, logp, length, stopped), *rest = generate(*args)
-    length = np.minimum(length, random.integers(1, 25)).astype(np.int32)
+    length = np.minimum(length, random.integers(1, 13)).astype(np.int32)
     keep = np.arange(tokens.shape[-1]) < length[..., None]
     return (tokens * keep, logp * keep, length, stopped), *rest
 
   monkeypatch.setattr(collect, "generate", cut)
   for step in range(50):
-    more = "1" * int(random.integers(0, 24))
+    more = "1" * int(random.integers(0, 14))
     problems = [dataclasses.replace(p, prompt=p.prompt + more) for p in parts.data.train[:2]]
     got = collect.collect(
       parts.sampling, state.params, parts.pool, lambda n, p=problems: p, 2, step, Flat()
@@ -87,7 +87,7 @@ def test_50_steps_of_random_lengths_compile_one_program_a_bucket(tmp_path, monke
     state, _, _ = parts.update(state, rollouts, batch.replace(logp_old=old.logp), key)
   jax.config.update("jax_disable_most_optimizations", False)
   jax.monitoring.unregister_event_duration_listener(seen)
-  assert len(prompts) >= 3 and len(shapes) >= 8
+  assert len(prompts) >= 3 and len(shapes) >= 7
   counts = {name: seen.names.count(name) for name in ("sample", "forward", "update")}
   assert counts == {"sample": len(prompts), "forward": len(shapes), "update": len(shapes)}
 
@@ -155,7 +155,6 @@ def test_the_plan_comes_before_any_compilation_and_its_memory_is_about_xlas(mode
   jax.monitoring.register_event_duration_secs_listener(seen)
   parts = setup.prepare(c, lambda text: None)
   text = setup.plan(c, parts)
-  jax.monitoring.unregister_event_duration_listener(seen)
   assert not {"sample", "forward", "update"} & set(seen.names)
   assert "plan: 8 prompts x 16 completions = 128 rollouts a step" in text
   got = collect.collect(
@@ -163,6 +162,8 @@ def test_the_plan_comes_before_any_compilation_and_its_memory_is_about_xlas(mode
   )
   rollouts, batch = put(parts, got)
   built = parts.update.lower(parts.state, rollouts, batch, jax.random.key(0)).compile()
+  jax.monitoring.unregister_event_duration_listener(seen)
+  assert {"sample", "update"} <= set(seen.names)
   found = built.memory_analysis()
   prompt, completion = batch.prompt_tokens.shape[1], batch.tokens.shape[1]
   plan = memory(c, parts, prompt, completion)
