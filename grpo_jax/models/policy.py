@@ -60,7 +60,8 @@ def make_forward(
       x = decoder.packed_hidden(config, params, *prompt, *packed, **shared)
     x = x.reshape(r * t, -1)
     head = decoder.output_matrix(params)
-    out = token_logprob(x, head, batch.tokens.reshape(-1), temperature, chunk=chunk)
+    split = rows is not None and rows.num_devices > 1
+    out = token_logprob(x, head, batch.tokens.reshape(-1), temperature, chunk=chunk, strided=split)
     value = None
     if "value" in params:
       value = (x @ params["value"]["w"] + params["value"]["b"]).reshape(r, t)

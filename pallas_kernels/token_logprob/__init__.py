@@ -39,7 +39,7 @@ def _chunk(hidden, head, target, temperature):
   return from_logits(logits / temperature, target)
 
 
-@functools.partial(jax.jit, static_argnames=("chunk",))
+@functools.partial(jax.jit, static_argnames=("chunk", "strided"))
 def token_logprob(
   hidden: Float[Array, "X D"],
   head: Float[Array, "V D"],
@@ -47,11 +47,14 @@ def token_logprob(
   temperature: float | Float[Array, ""] = 1.0,
   *,
   chunk: int = 256,
+  strided: bool = False,
 ) -> TokenLogprob:
   """log softmax(h W^T / temperature)[target] and its entropy, each [X] in float32.
 
   `chunk` tokens at a time, recomputed in the backward pass; chunk = 0 keeps all logits (less
-  arithmetic, memory X * V). Both outputs are differentiable in `hidden` and `head`.
+  arithmetic, memory X * V). Both outputs are differentiable in `hidden` and `head`. `strided`:
+  piece j takes the tokens j, j + pieces, ..., so that tokens which devices hold in blocks give
+  every device its share of every piece; it costs copies of `hidden`, so only for split tokens.
   """
   x = hidden.shape[0]
   if not chunk or chunk >= x:
@@ -59,10 +62,10 @@ def token_logprob(
   pieces = -(-x // chunk)
   chunk = -(-x // pieces)  # even pieces: the least padding
   pad = pieces * chunk - x
-  # Piece j takes the tokens j, j + pieces, ...: tokens that devices hold in blocks then give every
-  # device its share of every piece.
-  hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunk, pieces, -1).swapaxes(0, 1)
-  target = jnp.pad(target, (0, pad)).reshape(chunk, pieces).T
+  shape = (chunk, pieces) if strided else (pieces, chunk)
+  turn = lambda a: a.swapaxes(0, 1) if strided else a
+  hidden = turn(jnp.pad(hidden, ((0, pad), (0, 0))).reshape(*shape, -1))
+  target = turn(jnp.pad(target, (0, pad)).reshape(shape))
   piece = jax.checkpoint(lambda h, t: _chunk(h, head, t, temperature))
   out = jax.lax.map(lambda a: piece(*a), (hidden, target))
-  return TokenLogprob(*(a.T.reshape(-1)[:x] for a in out))
+  return TokenLogprob(*(turn(a).reshape(-1)[:x] for a in out))

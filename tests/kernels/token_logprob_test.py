@@ -61,6 +61,7 @@ def gradient(f, hidden, head, target, temperature, a, b):
 
 FORMS = {
   **{f"chunk {c}": functools.partial(kernel.token_logprob, chunk=c) for c in (0, 16, 64)},
+  "strided": functools.partial(kernel.token_logprob, chunk=16, strided=True),
   "reference": kernel.reference,
 }
 
@@ -173,5 +174,5 @@ def test_memory_of_value_and_gradient_is_flat_in_the_number_of_tokens():
   used = [temporary_bytes(x, chunk, v, d) for x in sizes]
   for (x, before), (y, after) in itertools.pairwise(zip(sizes, used, strict=True)):
     assert after - before <= 4 * (y - x) * (3 * d + 8), (sizes, used)
-  assert used[-1] < sizes[-1] * v * 4 / 10
+  assert used[-1] < sizes[-1] * v * 4 / 20
   assert temporary_bytes(sizes[-1], 0, v, d) > sizes[-1] * v * 4  # what it is compared with
