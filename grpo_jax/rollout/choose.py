@@ -50,7 +50,7 @@ def _first_above(mass: Float[Array, "X B"], goal: Float[Array, " X"]):
   Never an entry of zero mass: where rounding leaves no such entry, the last positive one.
   """
   running = jnp.cumsum(mass, axis=-1)
-  above = running > goal[:, None]
+  above = (running > goal[:, None]) & (mass > 0)  # `goal` may be rounded to below 0
   last = mass.shape[-1] - 1 - jnp.argmax(mass[:, ::-1] > 0, axis=-1)
   index = jnp.where(jnp.any(above, axis=-1), jnp.argmax(above, axis=-1), last)
   before = jnp.take_along_axis(running - mass, index[:, None], axis=-1)[:, 0]
