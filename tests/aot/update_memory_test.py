@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import importlib.util
 import math
 import re
 
@@ -55,20 +54,6 @@ PLANS = (
   Plan("v5e:8x8", fsdp=16, tensor=4, prompts=16),
   Plan("v5e:4x4", fsdp=4, tensor=4, prompts=4),
 )
-
-
-@pytest.fixture
-def topology(monkeypatch):
-  """Makes the devices of a slice by name; needs libtpu and no TPU."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("no libtpu: `make test-aot`")
-  # Else libtpu asks the cloud which machine this is, and says at length that nobody answers.
-  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-  monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-64")
-  monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-  from jax.experimental import topologies
-
-  return lambda name: topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
 def arguments(plan: Plan, mesh, make):
