@@ -58,6 +58,7 @@ class Rollouts(Record):
   parts: Float[Array, "N G C"] | None = None  # reward components before weighting
   parent: Int[Array, "N G"] | None = None  # tree rollouts: index of the parent, -1 = the prompt
   depth: Int[Array, "N G"] | None = None
+  given: Bool[Array, "N G"] | None = None  # a demonstration of the data; None: all are sampled
 
 
 @record
@@ -76,7 +77,8 @@ class Batch(Record):
   owner: Int[Array, "R U"]  # flat index into [N, G] of the unit's rollout
   logp_old: Float[Array, "R T"] | None = None  # policy that the batch was sampled with, rescored
   logp_ref: Float[Array, "R T"] | None = None  # frozen reference policy
-  logp_sampler: Float[Array, "R T"] | None = None  # as the sampler computed it
+  logp_sampler: Float[Array, "R T"] | None = None  # as the sampler computed it; NaN where given
+  entropy_old: Float[Array, "R T"] | None = None  # of the policy of logp_old, in nats
   unit_reward: Float[Array, "R U"] | None = None
   # Context. Shared prompts: row r continues prompt_tokens[r // (R // N)].
   prompt_tokens: Int[Array, "N P"] | None = None  # padded on the right
@@ -139,9 +141,13 @@ class Flat:
   `resample` > 0: dynamic sampling. Groups whose rewards are all equal are replaced by those of
   fresh prompts, for at most `resample` more rounds of sampling a step; what is then still missing
   is padded with `alive` = False.
+  `demonstrate`: after the G sampled completions of a prompt comes one that is given, the last
+  column of [N, G + 1], marked in `Rollouts.given`. Its `mask` is 1; where there is none it is not
+  `alive`.
   """
 
   resample: int = 0
+  demonstrate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +181,13 @@ class Method:
   remember(state, rollouts, batch, now) -> state  after the update
   plan                                            how to sample: frozen data for rollout/
   needs                                           extra arrays the method reads: "logp_old", "ref",
-                                                  "entropy", "value"
+                                                  "entropy", "value", "entropy_old" (into Batch)
   reduces_to                                      (name, kwargs, own kwargs): the method it equals
                                                   under those settings; checked by the shared suite
   whole_groups                                    True if the rollouts of a prompt must share a
                                                   micro-batch (pair losses)
+  fresh_optimizer                                 True: moments and their count start anew with each
+                                                  batch (schedules go on)
   policy_gradient                                 True if d loss / d logp is
                                                   -weight * stable * adv * ratio (unified estimator)
   """
@@ -193,6 +201,7 @@ class Method:
   needs: tuple[str, ...] = ()
   reduces_to: tuple[str, dict, dict] | None = None
   whole_groups: bool = False
+  fresh_optimizer: bool = False
   policy_gradient: bool = True
 
 
