@@ -151,6 +151,44 @@ class Flat:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tree:
+  """Rollouts that branch: a node is a rollout, its own tokens only, `nodes` of them a prompt.
+
+  The prompt has branching[0] children, an unfinished node of depth d branching[d + 1]. A node is
+  cut after `segment_tokens`; those of the last depth run to their end. `Rollouts.parent` is the
+  index of the parent in its group, -1 for the prompt; `depth` counts from 0. Nodes that were never
+  sampled, because the parent is finished, are not `alive`; nor is an unfinished one all of whose
+  children are not. The reward of an unfinished inner node is not read.
+  """
+
+  branching: tuple[int, ...] = (6, 6, 6)
+  segment_tokens: int = 30
+
+  @property
+  def nodes(self) -> int:
+    """G: all nodes below a prompt."""
+    width, total = 1, 0
+    for children in self.branching:
+      width *= children
+      total += width
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """G completions a prompt, cut into segments whose starts are valued by sampling on from there.
+
+  A segment begins at the first token of probability below `cut` and at every `interval`-th such
+  token after it (`core.segments.cut_points`); its value, in `Batch.unit_reward`, is the mean reward
+  of `samples` fresh completions of the prefix before it, NaN where none was estimated.
+  """
+
+  interval: int = 5
+  samples: int = 9
+  cut: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
 class Fixed:
   """No sampling: completions come from the data set (demonstrations, preference pairs)."""
 
@@ -181,7 +219,10 @@ class Method:
   remember(state, rollouts, batch, now) -> state  after the update
   plan                                            how to sample: frozen data for rollout/
   needs                                           extra arrays the method reads: "logp_old", "ref",
-                                                  "entropy", "value", "entropy_old" (into Batch)
+                                                  "entropy", "value", "entropy_old" (into Batch),
+                                                  "unit_reward" (into Batch), "parent" (into
+                                                  Rollouts), "answer_logp" (into Batch.extra),
+                                                  "drift" (into Now.metrics)
   reduces_to                                      (name, kwargs, own kwargs): the method it equals
                                                   under those settings; checked by the shared suite
   whole_groups                                    True if the rollouts of a prompt must share a
@@ -197,7 +238,7 @@ class Method:
   init: Callable[[int], Any] = _no_state
   weigh: Callable[[Any], Array] | None = None
   remember: Callable[[Any, Rollouts, Batch, Now], Any] = _keep_state
-  plan: Flat | Fixed = Flat()
+  plan: Flat | Fixed | Tree | Chain = Flat()
   needs: tuple[str, ...] = ()
   reduces_to: tuple[str, dict, dict] | None = None
   whole_groups: bool = False
