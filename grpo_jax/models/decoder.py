@@ -209,6 +209,7 @@ def _own_keys(lengths):
 
 # For the backward pass a layer keeps the results of its matrix products. Norms, activations and
 # attention weights are computed again: cheaper than writing and reading them, and flat in S^2.
+_UNROLLED = 4  # so few layers compile faster one by one, and the loop's copies of their weights go
 _SAVED = jax.checkpoint_policies.save_only_these_names("q", "k", "v", "mixed", "gate", "up")
 
 
@@ -236,7 +237,8 @@ def run_layers(config, params, x, position, attend, *, trunk=None, remat=False, 
     return (x, above), kept
 
   step = jax.checkpoint(step, policy=None if remat else _SAVED)
-  (x, _), kept = jax.lax.scan(step, (x, start), params["layers"])
+  shallow = config.num_layers <= _UNROLLED
+  (x, _), kept = jax.lax.scan(step, (x, start), params["layers"], unroll=shallow)
   return rms_norm(pin(x), params["norm"], config.norm_eps), kept
 
 

@@ -49,8 +49,11 @@ class _Slots(NamedTuple):
   out: Samples
 
 
-def _decode(config, params, prefix, slots):
-  """Feeds `slots.token`; returns hidden [N, S, D] and the caches with its column."""
+def decode(config, params, prefix, slots):
+  """Feeds `slots.token`; returns hidden [N, S, D] and the caches with its column.
+
+  Of `slots` (a NamedTuple) it reads step, token, fed, k and v, and replaces k and v.
+  """
   columns = slots.k[0].shape[-2]
   column = slots.step % columns
   age = (slots.step - jnp.arange(columns)) % columns
@@ -111,11 +114,9 @@ def _advance(slots, logits, keys, stop_ids, choice):
   n, s, v = logits.shape
   group, budget = slots.out.tokens.shape[1:]
   live = slots.sample < group
-  draw = jax.vmap(jax.vmap(_uniform, in_axes=(None, 0, 0)))(keys, slots.sample, slots.fed)
-  scaled = logits / jnp.where(choice.temperature > 0, choice.temperature, 1.0)
-  token = choose.choose(scaled.reshape(n * s, v), draw.reshape(n * s), choice)
-  logp = token_logprob.from_logits(scaled.reshape(n * s, v), token).logp.reshape(n, s)
-  token = token.reshape(n, s)
+  draw = jax.vmap(jax.vmap(uniform, in_axes=(None, 0, 0)))(keys, slots.sample, slots.fed)
+  token, logp = choose_with_logp(logits.reshape(n * s, v), draw.reshape(n * s), choice)
+  token, logp = token.reshape(n, s), logp.reshape(n, s)
 
   row = jnp.arange(n)[:, None]
   sample = jnp.where(live, slots.sample, group)  # out of range: the write is dropped
@@ -137,8 +138,37 @@ def _advance(slots, logits, keys, stop_ids, choice):
   )
 
 
-def _uniform(key, sample, position):
+def choose_with_logp(logits: Float[Array, "X V"], draw: Float[Array, " X"], choice):
+  """Tokens and their log-probabilities at the sampling temperature, which the trainer's equal."""
+  scaled = logits / (choice.temperature if choice.temperature > 0 else 1.0)
+  token = choose.choose(scaled, draw, choice)
+  return token, token_logprob.from_logits(scaled, token).logp
+
+
+def uniform(key, sample, position):
+  """The number in [0, 1) that decides a token."""
   return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, sample), position))
+
+
+def project(params, x: Array) -> Array:
+  """Logits in float32."""
+  head = decoder.output_matrix(params)
+  return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
+
+
+def open_cache(config, params, prompt, length, slots, columns, *, trunk=None, unroll=None):
+  """Prefills the prompts: (params, prefix cache, empty own cache, last hidden state [N, D]), all as
+  `decode` wants them. For `unroll` see `sample`."""
+  n, layers = prompt.shape[0], config.num_layers
+  last, prefix = decoder.prefill(config, params, prompt, length, trunk)
+  prefix = prefix._replace(k=prefix.k.transpose(0, 1, 3, 2, 4), v=prefix.v.transpose(0, 1, 3, 2, 4))
+  cache = jnp.zeros((layers, n, config.num_kv_heads, slots, columns, config.head_dim), last.dtype)
+  if jax.default_backend() == "cpu" if unroll is None else unroll:
+    params = params | {"layers": _apart(params["layers"], layers)}
+    k, v = (tuple(_apart(x, layers)) for x in (prefix.k, prefix.v))
+    prefix = prefix._replace(k=k, v=v)
+    cache = tuple(_apart(cache, layers))
+  return params, prefix, cache, last
 
 
 @functools.partial(
@@ -168,22 +198,11 @@ def sample(
   weights at every token on the CPU, hence the default there; elsewhere it compiles faster.
   """
   n, s = prompt.shape[0], min(slots or group, group)
-  last, prefix = decoder.prefill(config, params, prompt, length, trunk)
-  prefix = prefix._replace(k=prefix.k.transpose(0, 1, 3, 2, 4), v=prefix.v.transpose(0, 1, 3, 2, 4))
-  head = decoder.output_matrix(params)
+  params, prefix, cache, last = open_cache(
+    config, params, prompt, length, s, budget, trunk=trunk, unroll=unroll
+  )
   stops = jnp.asarray(stop_ids, jnp.int32)
-
-  def project(x):
-    return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
-
-  first = project(last)  # the same for every completion of a prompt
-  layers = config.num_layers
-  cache = jnp.zeros((layers, n, config.num_kv_heads, s, budget, config.head_dim), last.dtype)
-  if jax.default_backend() == "cpu" if unroll is None else unroll:
-    params = params | {"layers": _apart(params["layers"], layers)}
-    k, v = (tuple(_apart(x, layers)) for x in (prefix.k, prefix.v))
-    prefix = prefix._replace(k=k, v=v)
-    cache = tuple(_apart(cache, layers))
+  first = project(params, last)  # the same for every completion of a prompt
   state = _Slots(
     step=jnp.int32(0),
     token=jnp.zeros((n, s), jnp.int32),
@@ -208,9 +227,9 @@ def sample(
     return jnp.any(state.sample < group)
 
   def step(state):
-    x, state = _decode(config, params, prefix, state)
+    x, state = decode(config, params, prefix, state)
     fresh = (state.fed == 0)[..., None]
-    logits = jnp.where(fresh, first[:, None], project(x)) if s < group else project(x)
+    logits = jnp.where(fresh, first[:, None], project(params, x)) if s < group else project(params, x)
     state = _advance(state, logits, keys, stops, choice)
     return state._replace(step=state.step + 1)
 

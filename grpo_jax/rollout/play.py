@@ -1,0 +1,195 @@
+"""Rollouts of a token world, inside jit: problems in, `Rollouts` and `Batch` out.
+
+Worlds of one turn go through the language models' sampler. In worlds of several turns the world
+writes between the policy's tokens, so every rollout steps through its whole budget.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.envs.world import STOP, Next, Problem, World
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout import choose, sampler
+from grpo_jax.types import Batch, Rollouts, rows_of
+
+_SAMPLED = choose.Choice()
+
+
+class Episodes(NamedTuple):
+  """What was written, by whom, and the world's state at the end."""
+
+  tokens: Int[Array, "N G T"]
+  logp: Float[Array, "N G T"]
+  mask: Bool[Array, "N G T"]  # the policy wrote it
+  turn: Int[Array, "N G T"]
+  length: Int[Array, "N G"]
+  ended: Bool[Array, "N G"]
+  state: Any = ()
+
+
+def play(
+  world: World,
+  config: ModelConfig,
+  params: Any,
+  problems: Problem,
+  ids: Int[Array, " N"],
+  keys: Array,
+  *,
+  group: int,
+  choice: choose.Choice = _SAMPLED,
+) -> tuple[Rollouts, Batch]:
+  """`group` rollouts of each problem; keys: one typed key a problem. Units are turns."""
+  run = _turns if world.step else _one_turn
+  e = run(world, config, params, problems, keys, group, choice)
+  score = jax.vmap(jax.vmap(world.score, in_axes=(None, 0, 0, 0)))
+  verdict = score(problems, e.state, e.tokens, e.length)
+  rollouts = Rollouts(
+    prompt=ids,
+    reward=verdict.reward,
+    alive=jnp.ones(verdict.reward.shape, bool),
+    correct=verdict.correct,
+    truncated=~e.ended,
+    length=e.length,
+    parts=verdict.parts,
+  )
+  return rollouts, to_batch(world, problems, rollouts, e, verdict.turn_reward)
+
+
+def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
+  """A row a rollout, after its shared prompt."""
+  rows = rollouts.reward.size
+  flat = lambda x: x.reshape(rows, *x.shape[2:])
+  batch = rows_of(
+    rollouts,
+    flat(e.tokens),
+    flat(e.mask),
+    logp_sampler=flat(e.logp),
+    prompt_tokens=problems.tokens,
+    prompt_length=problems.length,
+  )
+  if world.step is None:
+    return batch
+  turn = flat(e.turn)
+  own = (turn[:, :, None] == jnp.arange(world.turns)) & (batch.mask > 0)[:, :, None]
+  return batch.replace(
+    unit=turn,
+    unit_mask=jnp.any(own, axis=1).astype(jnp.float32),
+    owner=jnp.broadcast_to(jnp.arange(rows)[:, None], (rows, world.turns)),
+    unit_reward=None if turn_reward is None else flat(turn_reward),
+  )
+
+
+def _one_turn(world, config, params, problems, keys, group, choice) -> Episodes:
+  out = sampler.sample(
+    config, params, problems.tokens, problems.length, keys,
+    group=group, budget=world.answer, stop_ids=(STOP,), choice=choice,
+  )  # fmt: skip
+  mask = jnp.arange(world.answer) < out.length[..., None]
+  return Episodes(out.tokens, out.logp, mask, jnp.zeros_like(out.tokens), out.length, out.stopped)
+
+
+class _Live(NamedTuple):
+  """What the loop over tokens carries: first what `sampler.decode` knows."""
+
+  step: Array  # i32[]
+  token: Array  # i32[N, G] the token to feed next
+  fed: Array  # i32[N, G] tokens written so far
+  k: Any
+  v: Any
+  logits: Array  # f32[N, G, V]
+  state: Any
+  next: Next  # [N, G]
+
+
+def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
+  n, t = problems.tokens.shape[0], world.answer
+  params, prefix, cache, last = sampler.open_cache(
+    config, params, problems.tokens, problems.length, group, t
+  )
+  first = sampler.project(params, last)
+  start = jax.vmap(world.start)(problems)
+  copies = lambda x: jnp.broadcast_to(x[:, None], (n, group, *x.shape[1:]))
+  state, following = jax.tree.map(copies, start)
+  step_world = jax.vmap(jax.vmap(world.step, in_axes=(None, 0, 0)))
+
+  def one(live: _Live, index):
+    draw = jax.vmap(jax.vmap(sampler.uniform, in_axes=(None, 0, None)), in_axes=(0, None, None))
+    u = draw(keys, jnp.arange(group), index)
+    flat = live.logits.reshape(n * group, -1)
+    token, logp = sampler.choose_with_logp(flat, u.reshape(-1), choice)
+    token, logp = token.reshape(n, group), logp.reshape(n, group)
+    alive = ~live.next.done
+    mine = alive & (live.next.force < 0)
+    token = jnp.where(alive, jnp.where(mine, token, live.next.force), 0)
+    wrote = (token, jnp.where(mine, logp, 0), mine, live.next.turn, alive)
+    state, following = step_world(problems, live.state, token)
+    keep = lambda new, old: jnp.where(alive.reshape(alive.shape + (1,) * (new.ndim - 2)), new, old)
+    state, following = jax.tree.map(keep, (state, following), (live.state, live.next))
+    live = live._replace(token=token, fed=live.fed + 1, state=state, next=following)
+    x, live = sampler.decode(config, params, prefix, live)
+    return live._replace(step=live.step + 1, logits=sampler.project(params, x)), wrote
+
+  live = _Live(
+    step=jnp.int32(0),
+    token=jnp.zeros((n, group), jnp.int32),
+    fed=jnp.zeros((n, group), jnp.int32),
+    k=cache,
+    v=cache,
+    logits=copies(first),
+    state=state,
+    next=following,
+  )
+  live, wrote = jax.lax.scan(one, live, jnp.arange(t))
+  token, logp, mine, turn, alive = (jnp.moveaxis(x, 0, -1) for x in wrote)
+  return Episodes(
+    tokens=token,
+    logp=logp,
+    mask=mine,
+    turn=jnp.clip(turn, 0, world.turns - 1),
+    length=jnp.sum(alive, axis=-1, dtype=jnp.int32),
+    ended=live.next.done,
+    state=live.state,
+  )
+
+
+def demonstrate(world: World, problems: Problem, ids: Int[Array, " N"]) -> tuple[Rollouts, Batch]:
+  """The worlds' own solutions as one rollout a problem, scored by the verifier."""
+  tokens = jax.vmap(world.solution)(problems)
+  n, t = tokens.shape
+  if world.step is None:
+    stops = tokens == STOP
+    length = jnp.where(jnp.any(stops, axis=1), jnp.argmax(stops, axis=1) + 1, t).astype(jnp.int32)
+    mask = jnp.arange(t) < length[:, None]
+    turn, state, ended = jnp.zeros_like(tokens), (), jnp.ones(n, bool)
+  else:
+    state, mask, turn, length, ended = jax.vmap(lambda p, x: _replay(world, p, x))(problems, tokens)
+  e = Episodes(tokens, jnp.zeros(tokens.shape), mask, turn, length, ended, state)
+  verdict = jax.vmap(world.score)(problems, state, tokens, length)
+  e = jax.tree.map(lambda x: x[:, None], e)
+  rollouts = Rollouts(
+    prompt=ids,
+    reward=verdict.reward[:, None],
+    alive=jnp.ones((n, 1), bool),
+    correct=verdict.correct[:, None],
+    truncated=~e.ended,
+    length=e.length,
+  )
+  turn_reward = None if verdict.turn_reward is None else verdict.turn_reward[:, None]
+  return rollouts, to_batch(world, problems, rollouts, e, turn_reward)
+
+
+def _replay(world, problem, tokens):
+  """Which of the tokens of one episode the policy wrote, by stepping the world through them."""
+
+  def one(carry, token):
+    state, following = carry
+    alive = ~following.done
+    wrote = (alive & (following.force < 0), jnp.clip(following.turn, 0, world.turns - 1), alive)
+    new = world.step(problem, state, token)
+    return jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, carry), wrote
+
+  (state, following), (mask, turn, alive) = jax.lax.scan(one, world.start(problem), tokens)
+  return state, mask, turn, jnp.sum(alive, dtype=jnp.int32), following.done

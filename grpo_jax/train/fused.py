@@ -1,0 +1,270 @@
+"""The loop whose rewards are JAX: a whole RL run on a token world in one compiled program.
+
+`make_run` returns run(seed) -> (TrainState, Curves): warm start, sampling, verdicts, credit, update
+and curriculum in nested scans, the same `Method` files and the same update as the language-model
+loop. Nothing leaves the device before the end.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from grpo_jax.envs.world import World
+from grpo_jax.models import decoder, policy
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout import choose, play
+from grpo_jax.train.update import Cut, init_state, make_update
+from grpo_jax.types import Flat, Method, Metrics, TrainState
+
+_GREEDY = choose.Choice(temperature=0.0)
+_WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
+_HELD_IDS = 1 << 29  # held-out problems: training ids are below `problems`
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Sizes of a run. Held-out problems and those of the warm start are never trained on by RL."""
+
+  updates: int = 200
+  prompts: int = 32
+  group: int = 8
+  problems: int = 4096  # training problems: ids 0 .. problems - 1
+  lr: float = 1e-3
+  clip_norm: float = 1.0
+  epochs: int = 1
+  mini: int = 1
+  micro: int = 1
+  eval_every: int = 50  # a divisor of `updates`
+  heldout: int = 256
+  warm_steps: int = 0  # at most so many supervised steps on solutions
+  warm_until: float = 1.0  # stop the warm start at this sampled success rate
+  warm_lr: float = 3e-3
+  world_seed: int = 0  # which problems there are; the same for all seeds of a comparison
+
+  def __post_init__(self):
+    for name in ("updates", "prompts", "group", "eval_every", "heldout"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+    if self.updates % self.eval_every:
+      raise ValueError(f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}")
+    if not self.prompts <= self.problems < _WARM_IDS:
+      raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
+
+
+class Curves(NamedTuple):
+  """What a run leaves beside its state."""
+
+  train: Metrics  # f32[updates] each
+  accuracy: Float[Array, " evals"]  # greedy, held-out; the first before any update
+  reward: Float[Array, " evals"]  # mean held-out reward of greedy rollouts
+  warm_steps: Int[Array, ""]  # supervised steps that the warm start took
+
+
+def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -> ModelConfig:
+  """The transformer of the arena: 0.1M parameters at a vocabulary of 64."""
+  return ModelConfig(
+    vocab_size=vocab,
+    hidden_size=hidden,
+    intermediate_size=2 * hidden,
+    num_layers=layers,
+    num_heads=heads,
+    num_kv_heads=heads,
+    head_dim=hidden // heads,
+  )
+
+
+def make_run(
+  world: World, method: Method, plan: Plan = Plan(), config: ModelConfig | None = None
+) -> Callable[[Array], tuple[TrainState, Curves]]:
+  """run(seed i32[]) -> (state, curves): pure, so jit it, or hand it to `over_seeds`.
+
+  Raises ValueError for a method that needs what this loop does not supply.
+  """
+  config = config or tiny_config(world.vocab)
+  if not isinstance(method.plan, Flat):
+    raise ValueError(f"plan {type(method.plan).__name__}: the fused loop samples Flat groups only")
+  unknown = set(method.needs) - {"logp_old", "ref", "entropy", "value"}
+  if unknown:
+    raise ValueError(f"the method needs {sorted(unknown)}, which the fused loop does not supply")
+  forward = policy.make_forward(config, chunk=0)
+  tx = optax.chain(
+    optax.clip_by_global_norm(plan.clip_norm), optax.adamw(plan.lr, weight_decay=0.0)
+  )
+  cut = Cut(epochs=plan.epochs, mini=plan.mini, micro=plan.micro)
+  update = make_update(method, forward, tx, cut)
+  evaluate = make_evaluate(world, config, plan)
+  iterate = make_iteration(world, config, method, plan, forward, update, cut)
+
+  def run(seed):
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    params = decoder.init(config, jax.random.fold_in(key, 0))
+    params, warm = warm_start(world, config, plan, forward, params, jax.random.fold_in(key, 1))
+    if "value" in method.needs:
+      params = params | {"value": policy.init_value_head(config)}
+    reference = params if "ref" in method.needs else None
+    state = init_state(params, tx, method, plan.problems)
+    before = evaluate(params)
+
+    def stretch(state, index):
+      steps = index * plan.eval_every + jnp.arange(plan.eval_every)
+      one = lambda s, i: iterate(s, reference, jax.random.fold_in(key, i + 2))
+      state, metrics = jax.lax.scan(one, state, steps)
+      return state, (metrics, evaluate(state.params))
+
+    stretches = jnp.arange(plan.updates // plan.eval_every)
+    state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
+    accuracy, reward = (
+      jnp.concatenate([a[None], b]) for a, b in zip(before, after, strict=True)
+    )
+    flat = jax.tree.map(lambda x: x.reshape(plan.updates), metrics)
+    return state, Curves(flat, accuracy, reward, warm)
+
+  return run
+
+
+def make_iteration(world, config, method, plan, forward, update, cut):
+  """iterate(state, reference, key) -> (state, metrics): one step of reinforcement learning."""
+  rounds = 1 + method.plan.resample
+
+  def iterate(state: TrainState, reference: Any, key: Array):
+    pick, draw, shuffle = (jax.random.fold_in(key, i) for i in range(3))
+
+    # sample, verify
+    weights = None if method.weigh is None else method.weigh(state.method_state)
+    ids = choose_problems(pick, plan.problems, plan.prompts * rounds, weights)
+    problems = world.problems(plan.world_seed, ids)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draw, ids)
+    rollouts, batch = play.play(
+      world, config, state.params, problems, ids, keys, group=plan.group
+    )
+    if rounds > 1:
+      rollouts, batch = keep_informative(rollouts, batch, plan.prompts)
+
+    # score
+    if not cut.on_policy or {"logp_old", "value"} & set(method.needs):
+      old = forward(state.params, batch)
+      values = {} if old.value is None else {"value": old.value}
+      batch = batch.replace(logp_old=old.logp, extra=values)
+    if reference is not None:
+      batch = batch.replace(logp_ref=forward(reference, batch).logp)
+
+    # credit, update, remember
+    state, metrics, _ = update(state, rollouts, batch, shuffle)
+    return state, metrics | observe(rollouts)
+
+  return iterate
+
+
+def choose_problems(key, count: int, size: int, weights=None) -> Int[Array, " size"]:
+  """Ids of `size` different problems: uniformly, or by weights (without replacement)."""
+  noise = jax.random.gumbel(key, (count,))
+  if weights is not None:
+    positive = weights > 0
+    noise = jnp.where(positive, noise + jnp.log(jnp.where(positive, weights, 1)), noise - 1e9)
+  return jax.lax.top_k(noise, size)[1].astype(jnp.int32)
+
+
+def keep_informative(rollouts, batch, size: int):
+  """DAPO's dynamic sampling: the first `size` groups whose rewards differ; where there are too few,
+  the others follow with `alive` = False."""
+  reward = rollouts.reward
+  differ = jnp.max(reward, axis=1) > jnp.min(reward, axis=1)
+  order = jnp.argsort(~differ, stable=True)[:size]
+  count, group = reward.shape
+
+  def take(x):
+    y = x.reshape(count, x.shape[0] // count, *x.shape[1:])[order]
+    return y.reshape(-1, *x.shape[1:])
+
+  kept, rows = jax.tree.map(take, (rollouts, batch))
+  place = jnp.repeat(jnp.arange(size) - order, rows.owner.shape[0] // size) * group
+  alive = kept.alive & jnp.take(differ, order)[:, None]
+  return kept.replace(alive=alive), rows.replace(owner=rows.owner + place[:, None])
+
+
+def observe(rollouts) -> Metrics:
+  """What a person watches, over the rollouts that are trained on."""
+  reward = rollouts.reward
+  mean = lambda x: jnp.mean(x.astype(jnp.float32))
+  return {
+    "reward": mean(reward),
+    "correct": mean(rollouts.correct),
+    "length": mean(rollouts.length),
+    "truncated": mean(rollouts.truncated),
+    "zero_variance": mean(jnp.max(reward, axis=1) == jnp.min(reward, axis=1)),
+  }
+
+
+def make_evaluate(world: World, config: ModelConfig, plan: Plan):
+  """evaluate(params) -> (accuracy, reward) of greedy rollouts on the held-out problems."""
+
+  def evaluate(params):
+    ids = _HELD_IDS + jnp.arange(plan.heldout)
+    problems = world.problems(plan.world_seed, ids)
+    keys = jax.random.split(jax.random.key(0), plan.heldout)  # unused by greedy choice
+    rollouts, _ = play.play(
+      world, config, params, problems, ids, keys, group=1, choice=_GREEDY
+    )
+    return jnp.mean(rollouts.correct.astype(jnp.float32)), jnp.mean(rollouts.reward)
+
+  return evaluate
+
+
+def warm_start(world, config, plan, forward, params, key, every: int = 10):
+  """(params, steps): supervised steps on solutions of problems of their own, until the sampled
+  success rate, measured every ten steps on 64 problems, reaches `warm_until`."""
+  if not plan.warm_steps:
+    return params, jnp.int32(0)
+  tx = optax.adamw(plan.warm_lr, weight_decay=0.0)
+
+  def step(carry, index):
+    params, opt_state = carry
+    where = jax.random.randint(jax.random.fold_in(key, index), (256,), 0, _WARM_IDS)
+    ids = _WARM_IDS + where
+    _, batch = play.demonstrate(world, world.problems(plan.world_seed, ids), ids)
+
+    def loss(params):
+      return -jnp.sum(batch.mask * forward(params, batch).logp) / jnp.sum(batch.mask)
+
+    updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), None
+
+  def success(params, index):
+    ids = _HELD_IDS + _WARM_IDS + jnp.arange(64)
+    keys = jax.random.split(jax.random.fold_in(key, index), 64)
+    problems = world.problems(plan.world_seed, ids)
+    rollouts, _ = play.play(world, config, params, problems, ids, keys, group=8)
+    return jnp.mean(rollouts.correct.astype(jnp.float32))
+
+  def more(loop):
+    _, index, rate = loop
+    return (index < plan.warm_steps) & (rate < plan.warm_until)
+
+  def stretch(loop):
+    carry, index, _ = loop
+    carry, _ = jax.lax.scan(step, carry, index + jnp.arange(every))
+    return carry, index + every, success(carry[0], index)
+
+  with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+    begin = ((params, tx.init(params)), jnp.int32(0), jnp.float32(0))
+    (params, _), steps, _ = jax.lax.while_loop(more, stretch, begin)
+  return params, steps
+
+
+def over_seeds(run, seeds: Int[Array, " S"], devices=None):
+  """Compiles one program for all seeds: split over devices, and on each one after the other on
+  the CPU, whose batched products are slow and round differently, or by vmap elsewhere."""
+  devices = jax.devices() if devices is None else devices
+  used = max(d for d in range(1, len(devices) + 1) if seeds.shape[0] % d == 0)
+  mesh = Mesh(devices[:used], ("seed",), axis_types=(AxisType.Auto,))
+  one_by_one = devices[0].platform == "cpu"
+  many = (lambda s: jax.lax.map(run, s)) if one_by_one else jax.vmap(run)
+  split = jax.shard_map(many, mesh=mesh, in_specs=P("seed"), out_specs=P("seed"), check_vma=False)
+  return jax.jit(split)
