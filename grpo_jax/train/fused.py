@@ -1,6 +1,6 @@
 """The loop whose rewards are JAX: a whole RL run on a token world in one compiled program.
 
-`make_run` returns run(seed) -> (TrainState, Curves): warm start, sampling, verdicts, credit, update
+`make_run` returns run(seed, lr) -> (TrainState, Curves): warm start, sampling, verdicts, credit, update
 and curriculum in nested scans, the same `Method` files and the same update as the language-model
 loop. Nothing leaves the device before the end.
 """
@@ -36,7 +36,7 @@ class Plan:
   prompts: int = 32
   group: int = 8
   problems: int = 4096  # training problems: ids 0 .. problems - 1
-  lr: float = 1e-3
+  lr: float = 1e-3  # where `run` gets none
   clip_norm: float = 1.0
   epochs: int = 1
   mini: int = 1
@@ -82,8 +82,9 @@ def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -
 
 def make_run(
   world: World, method: Method, plan: Plan = Plan(), config: ModelConfig | None = None
-) -> Callable[[Array], tuple[TrainState, Curves]]:
-  """run(seed i32[]) -> (state, curves): pure, so jit it, or hand it to `over_seeds`.
+) -> Callable[..., tuple[TrainState, Curves]]:
+  """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, so jit it, or hand it to
+  `over_seeds`.
 
   Raises ValueError for a method that needs what this loop does not supply.
   """
@@ -94,15 +95,17 @@ def make_run(
   if unknown:
     raise ValueError(f"the method needs {sorted(unknown)}, which the fused loop does not supply")
   forward = policy.make_forward(config, chunk=0)
-  tx = optax.chain(
-    optax.clip_by_global_norm(plan.clip_norm), optax.adamw(plan.lr, weight_decay=0.0)
-  )
   cut = Cut(epochs=plan.epochs, mini=plan.mini, micro=plan.micro)
-  update = make_update(method, forward, tx, cut)
   evaluate = make_evaluate(world, config, plan)
-  iterate = make_iteration(world, config, method, plan, forward, update, cut)
 
-  def run(seed):
+  def run(seed, lr=plan.lr):
+    tx = optax.chain(
+      optax.clip_by_global_norm(plan.clip_norm),
+      optax.scale_by_adam(),
+      optax.scale_by_learning_rate(lr),
+    )
+    update = make_update(method, forward, tx, cut)
+    iterate = make_iteration(world, config, method, plan, forward, update, cut)
     key = jax.random.fold_in(jax.random.key(0), seed)
     params = decoder.init(config, jax.random.fold_in(key, 0))
     params, warm = warm_start(world, config, plan, forward, params, jax.random.fold_in(key, 1))
@@ -258,13 +261,21 @@ def warm_start(world, config, plan, forward, params, key, every: int = 10):
   return params, steps
 
 
-def over_seeds(run, seeds: Int[Array, " S"], devices=None):
-  """Compiles one program for all seeds: split over devices, and on each one after the other on
-  the CPU, whose batched products are slow and round differently, or by vmap elsewhere."""
+def over_seeds(run, devices=None):
+  """many(seeds i32[S], lrs f32[S]) -> (states, curves): all runs in one program.
+
+  The runs are split over as many of the devices as divide S. On one device they follow each other
+  on the CPU, whose batched products are slow and round differently, and are vmapped elsewhere.
+  """
   devices = jax.devices() if devices is None else devices
-  used = max(d for d in range(1, len(devices) + 1) if seeds.shape[0] % d == 0)
-  mesh = Mesh(devices[:used], ("seed",), axis_types=(AxisType.Auto,))
-  one_by_one = devices[0].platform == "cpu"
-  many = (lambda s: jax.lax.map(run, s)) if one_by_one else jax.vmap(run)
-  split = jax.shard_map(many, mesh=mesh, in_specs=P("seed"), out_specs=P("seed"), check_vma=False)
-  return jax.jit(split)
+
+  def many(seeds, lrs):
+    used = max(d for d in range(1, len(devices) + 1) if seeds.shape[0] % d == 0)
+    mesh = Mesh(devices[:used], ("run",), axis_types=(AxisType.Auto,))
+    one_by_one = devices[0].platform == "cpu"
+    each = (lambda s, l: jax.lax.map(lambda a: run(*a), (s, l))) if one_by_one else jax.vmap(run)
+    return jax.shard_map(
+      each, mesh=mesh, in_specs=P("run"), out_specs=P("run"), check_vma=False
+    )(seeds, lrs)
+
+  return jax.jit(many)
