@@ -1,0 +1,121 @@
+"""Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework for Efficient Policy
+Optimization (D3S), 2025, ICLR 2026 poster.
+
+Groups and advantages are GRPO's, over all M = B G rollouts, and are never normalised again. Then
+
+  S = argmax_{|S| = N} Var(A_S)                      rollouts, over the whole batch (ddof 0)
+  T = the ceil(K/100 sum_{i in S} n_i) tokens of S of the largest |A_i| H_it
+  L = -1/|T| sum_{it in T} min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i) + beta_kl KL_it
+  N = round((1 - p) N_init + p N_final) in [2, M],  K likewise,  p = step / total_steps
+
+A, H (entropy in nats of the policy that sampled) and the masks are stop-gradient. Equal A at the
+border of S, as binary rewards give: by index (core/selection.py); tokens of equal score: the first
+ones. All A = 0: the loss is exactly 0. Rollouts that are dead or empty are not in M.
+
+No released code was found: the card is reconstructed from the abstract and third-party notes. Our
+reading: the aggregation 1/|T|, the moment of H. Assumed: the quotas, shares of M (samples) and per
+cent (tokens), begin and end of the schedule. 1/|T| raises the effective learning rate against GRPO;
+divide_by="all" keeps the denominator of all M rollouts.
+
+scope="group" is the paper's intra-group variant: the same with each group's own G and N/B.
+ratio="sequence": on GSPO, its token form (an unselected token has no gradient); set its eps then.
+pick="random": the control, equal numbers of random rollouts and tokens. With several mini-batches a
+batch, S and T are chosen in each of them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.core import divergences, groups, selection, surrogates, units
+from grpo_jax.errors import UserError
+from grpo_jax.types import Credit, Method
+
+_CHOICES = {
+  "scope": ("batch", "group"),
+  "ratio": ("token", "sequence"),
+  "pick": ("variance", "random"),
+  "divide_by": ("kept", "all"),
+}
+
+
+def make(
+  *,
+  total_steps: int,
+  samples: tuple[float, float] = (0.25, 0.75),
+  tokens: tuple[float, float] = (10.0, 30.0),
+  scope: str = "batch",
+  ratio: str = "token",
+  pick: str = "variance",
+  divide_by: str = "kept",
+  eps_low: float = 0.2,
+  eps_high: float = 0.2,
+  beta_kl: float = 0.0,
+  kl: str = "k3+",
+  ddof: int = 0,
+  eps_std: float = 1e-6,
+) -> Method:
+  divergences.check(kl)
+  _check(total_steps, samples, tokens, scope=scope, ratio=ratio, pick=pick, divide_by=divide_by)
+  by_entropy = pick == "variance" and min(tokens) < 100
+
+  def credit(step, rollouts, batch):
+    progress = jnp.minimum(step / total_steps, 1)
+    share, percent = (first + progress * (last - first) for first, last in (samples, tokens))
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
+
+    adv = groups.standardize(rollouts.reward, rollouts.alive, ddof=ddof, eps=eps_std)
+    unit_adv = units.of_owner(adv, batch)
+    length = units.token_count(batch, rollouts)
+    present = rollouts.alive & (length > 0)
+    best, of_rollout, of_token = selection.largest_variance, adv, jnp.ones_like(batch.mask)
+    if pick == "random":
+      best, of_rollout = selection.top, jax.random.uniform(keys[0], adv.shape)
+      of_token = jax.random.uniform(keys[1], batch.mask.shape)
+    elif by_entropy:
+      entropy = units.masked(batch.entropy_old, batch)
+      of_token = jnp.abs(units.spread(unit_adv, batch)) * entropy
+
+    chosen = selection.of_rollouts(best, of_rollout, present, share, in_groups=scope == "group")
+    inside = units.spread(units.of_owner(chosen.astype(length.dtype), batch), batch) > 0
+    size = selection.ceil_share(percent / 100, jnp.sum(jnp.where(chosen, length, 0)))
+    kept = selection.top(of_token, inside, size)
+    number = size.astype(length.dtype)
+    if divide_by == "all":
+      number = jnp.sum(jnp.where(present, length, 0))
+    return Credit(adv=unit_adv, weight=jnp.where(kept, 1 / jnp.maximum(number, 1), 0))
+
+  def loss(fwd, batch, credit):
+    adv = units.spread(credit.adv, batch)
+    log_ratio = plain = surrogates.log_ratio(fwd, batch)
+    if ratio == "sequence":
+      log_ratio = surrogates.token_form(plain, batch)
+    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
+    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
+    metrics["trained_tokens"] = jnp.sum(credit.weight > 0, dtype=credit.weight.dtype)
+    if beta_kl:
+      divergence = divergences.kl(fwd, batch, kl, plain)
+      term = term + beta_kl * divergence
+      metrics["kl"] = jnp.sum(credit.weight * divergence)
+    return jnp.sum(credit.weight * term), metrics
+
+  everything = {"samples": (1.0, 1.0), "tokens": (100.0, 100.0), "total_steps": 1}
+  return Method(
+    credit=credit,
+    loss=loss,
+    init=lambda num_prompts: jnp.zeros((), jnp.int32),
+    remember=lambda step, rollouts, batch, now: now.step + 1,
+    needs=("entropy_old",) * by_entropy + ("ref",) * bool(beta_kl),
+    reduces_to=("grpo", {"aggregate": "token_mean", "ddof": 0, "eps_std": 1e-6}, everything),
+  )
+
+
+def _check(total_steps, samples, tokens, **choices) -> None:
+  for name, value in choices.items():
+    if value not in _CHOICES[name]:
+      raise UserError(f"{name}={value!r} is unknown: use {' or '.join(_CHOICES[name])}")
+  if total_steps < 1:
+    raise UserError(f"total_steps={total_steps}: must be the length of the schedule, at least 1")
+  if not all(0 < x <= 1 for x in samples):
+    raise UserError(f"samples={samples}: shares of the batch, above 0 and at most 1")
+  if not all(0 < x <= 100 for x in tokens):
+    raise UserError(f"tokens={tokens}: per cent of the chosen tokens, above 0 and at most 100")
