@@ -1,0 +1,1 @@
+"""Methods x token worlds x seeds on the fused loop: `python -m experiments.compare`."""

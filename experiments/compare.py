@@ -1,0 +1,119 @@
+"""Compare methods on token worlds, with enough seeds to believe it.
+
+  python -m experiments.compare --config=configs/arena.py[:variant] [--config.a.b=c] [--workdir=DIR]
+
+DIR (default runs/NAME[-variant]) gets cells/ (one JSON a world and arm), results.json and
+report.html; the same command resumes. The last line of stdout is `final: {json}`.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from experiments.cli import parse
+from grpo_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+  if {"-h", "--help"} & set(argv):
+    print((__doc__ or "").strip())
+    return 0
+  try:
+    config, workdir = parse(argv)
+    if "arms" not in config:
+      raise UserError("--config: has no `arms`; use configs/arena.py, or experiments.train")
+    print("final: " + json.dumps(compare(config, workdir)))
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+    return 130
+  return 0
+
+
+def compare(c, workdir: Path, say=print) -> dict:
+  """Runs what is missing of every cell and writes results.json and report.html."""
+  import jax
+
+  if jax.config.jax_platforms in (None, "", "cpu") and c.at_once > 1:
+    try:  # two runs side by side use two cores better than one run does
+      jax.config.update("jax_num_cpu_devices", c.at_once)
+    except RuntimeError:
+      say("jax has already started: runs follow each other on one device")
+  from experiments.arena import cells as arena
+  from experiments.arena import page, results
+
+  folder = workdir / "cells"
+  folder.mkdir(parents=True, exist_ok=True)
+  cells = arena.cells(c)
+  if c.baseline not in c.arms:
+    raise UserError(f"config.baseline={c.baseline!r}: not one of the arms {', '.join(c.arms)}")
+  for cell in cells:
+    arena.build(cell)  # every name and parameter is right before the first hour is spent
+  records = [arena.Record(folder, cell) for cell in cells]
+  progress = Progress(cells, records, arena, say)
+  for cell, record in zip(cells, records, strict=True):
+    progress.at(cell)
+    arena.run_cell(record, cell, c.at_once, progress)
+
+  found = {(cell.world, cell.arm): whole(arena, r, cell) for cell, r in zip(cells, records, strict=True)}
+  summary = results.summarize(c, found)
+  _write(workdir / "results.json", json.dumps(summary))
+  _write(workdir / "report.html", page.render(summary))
+  say(results.table(summary))
+  say(f"report: {workdir / 'report.html'}")
+  return {
+    "worlds": len(summary["worlds"]),
+    "arms": len(summary["arms"]),
+    "seeds": c.seeds,
+    "wall_s": round(progress.seconds, 1),
+    "iqm": {a: round(r["iqm"]["value"], 4) for a, r in summary["arms"].items()},
+  }
+
+
+def whole(arena, record, cell) -> dict:
+  lr = arena.best_lr(record, cell)
+  tuning = {}
+  for r in record.data["runs"]:
+    if r["seed"] >= arena.TUNE:
+      tuning.setdefault(str(r["lr"]), []).append(r["accuracy"][-1])
+  runs = [record.get(s, lr) for s in range(cell.spec["seeds"])]
+  return {"lr": lr, "runs": runs, "tuning": tuning, "spec": cell.spec}
+
+
+class Progress:
+  """A line a program call: cell, runs done of all, time left."""
+
+  def __init__(self, cells, records, arena, say):
+    self.say, self.seconds, self.done = say, 0.0, 0
+    per = [c.spec["seeds"] + (len(c.spec["lrs"]) > 1) * len(c.spec["lrs"]) * c.spec["tune_seeds"]
+           for c in cells]  # fmt: skip
+    ran = [len(r.data["runs"]) for r in records]
+    self.left = sum(per) - sum(min(a, b) for a, b in zip(ran, per, strict=True))
+    self.start, self.cell = time.monotonic(), None
+
+  def at(self, cell):
+    self.cell = cell
+
+  def __call__(self, runs: int, seconds: float):
+    self.done += runs
+    self.seconds = time.monotonic() - self.start
+    self.left -= runs
+    rest = self.seconds / self.done * self.left
+    self.say(
+      f"{self.cell.world:>18} {self.cell.arm:<14} {runs} runs in {seconds:5.1f} s   "
+      f"{self.left} runs left, {rest / 60:.0f} min"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
