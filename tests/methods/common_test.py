@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from grpo_jax import methods
-from grpo_jax.core import unified
+from grpo_jax.core import unified, units
 
 
 def token_ratio(p):
@@ -21,7 +21,12 @@ def token_ratio(p):
 
 def sequence_ratio(p):
   d = np.where(p.trained, p.fields["logp"] - p.fields["logp_old"], 0)
-  return np.exp(d.sum(-1, keepdims=True) / np.maximum(p.length(), 1)[..., None]) + 0 * d
+  same = (p.unit[..., :, None] == p.unit[..., None, :]) & p.trained[..., None, :]
+  return np.exp((same * d[..., None, :]).sum(-1) / np.maximum(same.sum(-1), 1))
+
+
+def hpt_ratio(p):
+  return np.where(p.given[..., None], 1, token_ratio(p))
 
 
 @dataclasses.dataclass
@@ -34,12 +39,18 @@ class Case:
   layouts: tuple = ("shared", "cut", "packed")
   group_baseline: bool = True  # equal rewards in a group leave nothing to learn
   credit_reduces: int = 1
+  units: int = 1  # of a rollout, at most
+  given: bool = False  # the last completion of each prompt is a demonstration
+  alphabet: int = 50  # different tokens
 
   def make(self):
     return methods.get(self.name, **self.kwargs)
 
   def problem(self, seed=0, **kwargs):
-    return problems.ragged(seed, g=self.group, n=16 // self.group, **kwargs)
+    p = problems.ragged(seed, g=self.group, n=16 // self.group, units=self.units, **kwargs)
+    p.tokens %= self.alphabet
+    p.given[:, -1] = self.given
+    return p
 
 
 CASES = [
@@ -84,6 +95,127 @@ CASES = [
   Case("dpo", group=2),
   Case("dpo", {"label_smoothing": 0.1}, group=2),
   Case("dpo", {"kind": "ipo"}, group=2),
+  Case("spo_single_stream", ratio=token_ratio, group_baseline=False),
+  # A group of one cannot be packed by halves of groups.
+  Case(
+    "spo_single_stream", group=1, ratio=token_ratio, layouts=("shared", "cut"), group_baseline=False
+  ),
+  Case(
+    "spo_single_stream", {"whiten": False, "rho": 0.875}, ratio=token_ratio, group_baseline=False
+  ),
+  # Segments, lines and turns are units of a row: a rollout cannot be cut over two.
+  Case("spo_segment", pure=False, units=3, layouts=("shared", "packed"), group_baseline=False),
+  Case(
+    "spo_segment",
+    {"beta_kl": 0.0},
+    ratio=token_ratio,
+    units=3,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  # Truncated completions count 0 here, so rewards that were equal are not.
+  Case(
+    "spo_segment",
+    {"form": "tree", "branching": (4,), "beta_kl": 0.0},
+    ratio=token_ratio,
+    group_baseline=False,
+  ),
+  Case(
+    "spo_segment",
+    {"form": "tree", "branching": (4,), "mode": "grpo"},
+    pure=False,
+    group_baseline=False,
+  ),
+  Case(
+    "rank_grpo",
+    {"ranks": 3},
+    pure=False,
+    units=4,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  Case(
+    "rank_grpo",
+    {"ranks": 3, "reward": "dcg", "shaping": 0.0, "end_token": False, "beta_kl": 0.0},
+    ratio=sequence_ratio,
+    units=3,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  Case(
+    "rank_grpo",
+    {"ranks": 3, "reward": "decay", "reduction": "token_mean", "drop_truncated": True},
+    pure=False,
+    units=4,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  Case("igpo", pure=False, units=3, layouts=("shared", "packed"), group_baseline=False),
+  Case(
+    "igpo",
+    {"normalize": "separate", "gain": "log", "gamma": 0.9, "beta_kl": 0.0},
+    ratio=token_ratio,
+    units=3,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  Case(
+    "igpo",
+    {"gain": "given", "penalty": None, "beta_kl": 0.0},
+    ratio=token_ratio,
+    units=3,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
+  Case(
+    "igpo",
+    {"normalize": "position_mean", "gain": "constant", "beta_kl": 0.0},
+    ratio=token_ratio,
+    units=3,
+    layouts=(),
+    group_baseline=False,
+  ),
+  Case("hpt_unified", {"max_tokens": 9}, given=True, ratio=hpt_ratio),
+  Case(
+    "hpt_unified",
+    {"max_tokens": 9, "sft_mean": "tokens", "table": ((0.0, 1.0), (0.5, 0.5), (1.0, 0.1))},
+    given=True,
+    ratio=hpt_ratio,
+  ),
+  # D3S also adds up counts: once each way it looks for a bound, bit by bit, and once between.
+  Case(
+    "d3s",
+    {"total_steps": 3, "samples": (0.6, 0.9), "tokens": (50.0, 80.0)},
+    ratio=token_ratio,
+    credit_reduces=4,
+  ),
+  Case(
+    "d3s",
+    {"total_steps": 3, "samples": (0.6, 0.9), "scope": "group", "ratio": "sequence"},
+    ratio=sequence_ratio,
+    layouts=("shared", "packed"),
+    credit_reduces=4,
+  ),
+  Case(
+    "d3s", {"total_steps": 3, "divide_by": "all", "beta_kl": 0.1}, pure=False, credit_reduces=4
+  ),
+  # Places of tokens, as log-probabilities of whole responses, need a rollout in one row. GTPO lays
+  # the tokens of a group side by side.
+  Case("gtpo", alphabet=2, layouts=("shared", "packed"), group_baseline=False, credit_reduces=2),
+  Case(
+    "gtpo",
+    {"gamma": 0.0, "start_rule": False, "entropy_limit": 1.0, "code_compat": True},
+    alphabet=2,
+    layouts=("shared", "packed"),
+    credit_reduces=3,
+  ),
+  Case("kimi_k1_5", layouts=("shared", "packed"), group_baseline=False),
+  Case(
+    "kimi_k1_5",
+    {"tau": 0.5, "baseline": "log_z", "length_normalize": True, "negatives": False},
+    layouts=("shared", "packed"),
+    group_baseline=False,
+  ),
 ]
 
 
@@ -254,7 +386,8 @@ def test_an_empty_mask_a_dead_batch_and_all_truncated_give_zero_without_nan(case
 def test_equal_rewards_in_a_group_give_exactly_zero_policy_gradient(case):
   p = problems.ragged(0, g=2 if case.group == 2 else 8, n=2)  # the mean of eight 0.7s is not 0.7
   p.reward[:] = np.where(p.alive, np.float32(0.7), np.nan)
-  kwargs = {k: v for k, v in case.kwargs.items() if not k.startswith("beta_")}
+  kwargs = {**methods.defaults(case.name), **case.kwargs}
+  kwargs = {k: 0.0 if k.startswith("beta_") else v for k, v in kwargs.items() if v is not ...}
   assert (problems.run(methods.get(case.name, **kwargs), p)[2] == 0).all()
 
 
@@ -276,9 +409,7 @@ def test_gradient_is_weight_times_stable_times_adv_times_ratio(case):
   rollouts, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
   credit = method.credit(method.init(len(p.reward)), rollouts, batch)
   coefficient = np.asarray(unified.estimator_coefficient(method, fwd, batch, credit))[place]
-  adv = np.asarray(credit.adv).reshape(*p.reward.shape, 1) + 0 * p.fields["logp"]
-  if credit.adv_token is not None:
-    adv = np.asarray(credit.adv_token)[place]
+  adv = np.asarray(units.token_adv(credit, batch))[place]
   ratio = case.ratio(p) if case.ratio else np.ones_like(adv)
   used = np.asarray(credit.weight)[place] > 0
   expected = np.where(used, stable(case, adv, ratio) * adv * ratio, 0)

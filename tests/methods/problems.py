@@ -8,7 +8,7 @@ import numpy as np
 
 from grpo_jax.types import Batch, Fwd, Rollouts
 
-TOKEN_FIELDS = ("logp", "logp_old", "logp_ref", "entropy", "value", "value_old")
+TOKEN_FIELDS = ("logp", "logp_old", "logp_ref", "entropy", "value", "value_old", "entropy_old")
 
 
 @dataclasses.dataclass
@@ -21,13 +21,27 @@ class Problem:
   trained: np.ndarray  # bool; may have holes (tool tokens) inside a completion
   tokens: np.ndarray
   fields: dict
+  unit: np.ndarray | None = None  # [N, G, T] unit of a token in its rollout; None: all are one unit
+  given: np.ndarray | None = None  # bool [N, G]: a demonstration; None: all are sampled
+  unit_value: np.ndarray | None = None  # [N, G, K] one number a unit, for what a method needs of it
+
+  def __post_init__(self):
+    if self.given is None:
+      self.given = np.zeros(self.reward.shape, bool)
+    if self.unit is None:
+      self.unit = np.zeros(self.trained.shape, int)
+    if self.unit_value is None:
+      self.unit_value = np.zeros((*self.reward.shape, 1), self.reward.dtype)
 
   def length(self):
     return self.trained.sum(-1)
 
 
-def ragged(seed, n=4, g=4, t=6, dead=0.1, holes=0.1, spread=0.4, dtype=np.float32) -> Problem:
+def ragged(
+  seed, n=4, g=4, t=6, dead=0.1, holes=0.1, spread=0.4, dtype=np.float32, units=1
+) -> Problem:
   rng = np.random.default_rng(seed)
+  unit_rng = np.random.default_rng([seed, 1])
   shape = (n, g, t)
   logp_old = -rng.gamma(1.5, 1.0, shape)
   fields = {
@@ -37,6 +51,7 @@ def ragged(seed, n=4, g=4, t=6, dead=0.1, holes=0.1, spread=0.4, dtype=np.float3
     "entropy": rng.uniform(0, 2, shape),
     "value": rng.normal(size=shape),
     "value_old": rng.normal(size=shape),
+    "entropy_old": np.random.default_rng([seed, 2]).uniform(0, 2, shape),
   }
   length = rng.integers(1, t + 1, (n, g))
   trained = (np.arange(t) < length[..., None]) & (rng.uniform(size=shape) > holes)
@@ -49,6 +64,8 @@ def ragged(seed, n=4, g=4, t=6, dead=0.1, holes=0.1, spread=0.4, dtype=np.float3
     trained=trained,
     tokens=rng.integers(0, 50, shape),
     fields={k: v.astype(dtype) for k, v in fields.items()},
+    unit=np.sort(unit_rng.integers(0, units, shape), axis=-1),
+    unit_value=unit_rng.normal(size=(n, g, units)).astype(dtype),
   )
 
 
@@ -60,6 +77,7 @@ def rollouts_of(p: Problem) -> Rollouts:
     correct=jnp.asarray(p.alive & (np.nan_to_num(p.reward) > 0)),
     truncated=jnp.asarray(p.truncated),
     length=jnp.asarray(p.length(), jnp.int32),
+    given=jnp.asarray(p.given) if p.given.any() else None,
   )
 
 
@@ -67,7 +85,8 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
   """(rollouts, batch, fwd, place): place maps [N, G, T] into rows and columns of the layout.
 
   flat: a row is a rollout. shared: a row is a prompt, its completions are its units. cut: a rollout
-  is two rows. packed: a row is half a group. `junk` fills every slot the mask excludes.
+  is two rows. packed: a row is half a group. All units of a rollout stand side by side. `junk` fills
+  every slot the mask excludes.
   """
   n, g, t = p.trained.shape
   i, j, k = np.meshgrid(np.arange(n), np.arange(g), np.arange(t), indexing="ij")
@@ -87,6 +106,8 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
     owner, width = np.arange(n * g).reshape(-1, 2), 2 * t
   else:
     raise ValueError(layout)
+  each = p.unit_value.shape[2]
+  unit, owner = unit * each + p.unit, owner.repeat(each, axis=1)
   rows, units = owner.shape
   mask = np.zeros((rows, width), bool)
   mask[row, col] = p.trained
@@ -104,6 +125,9 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
   tokens = np.full((rows, width), -7 if np.isnan(junk) else 0, np.int32)
   tokens[row[p.trained], col[p.trained]] = p.tokens[p.trained]
   dtype = p.reward.dtype
+  of_unit = p.unit_value.reshape(n * g, each)[owner, np.arange(units) % each]
+  of_unit = jnp.asarray(np.where(unit_mask, of_unit, junk), dtype)
+  extra = {"value": made["value_old"], "answer_logp": of_unit}
   batch = Batch(
     tokens=jnp.asarray(tokens),
     mask=jnp.asarray(mask, dtype),
@@ -112,7 +136,9 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
     owner=jnp.asarray(owner, jnp.int32),
     logp_old=made["logp_old"],
     logp_ref=made["logp_ref"] if "ref" in needs else None,
-    extra={"value": made["value_old"]} if "value" in needs else {},
+    entropy_old=made["entropy_old"] if "entropy_old" in needs else None,
+    unit_reward=of_unit if "unit_reward" in needs else None,
+    extra={k: x for k, x in extra.items() if k in needs},
   )
   fwd = Fwd(
     logp=made["logp"],
