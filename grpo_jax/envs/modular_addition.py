@@ -6,7 +6,7 @@ Tokens: 0..m-1 as symbols, "+", "=". The simplest world: the policy can be solve
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.envs.world import STOP, Problem, Verdict, World, pad, until_stop
+from grpo_jax.envs.world import STOP, Problem, Verdict, World, pad, read
 
 _FIRST = 2
 
@@ -24,8 +24,8 @@ def make(*, modulus: int = 10, answer: int = 4) -> World:
 
   def score(problem, state, tokens, length):
     del state
-    correct = (until_stop(tokens, length) == 1) & (tokens[0] == problem.data + _FIRST)
-    correct &= tokens[1] == STOP
+    written, count, stopped = read(tokens, length)
+    correct = stopped & (count == 1) & (written[0] == problem.data + _FIRST)
     return Verdict(reward=correct.astype(jnp.float32), correct=correct)
 
   def solution(problem):

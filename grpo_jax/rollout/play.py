@@ -181,6 +181,34 @@ def demonstrate(world: World, problems: Problem, ids: Int[Array, " N"]) -> tuple
   return rollouts, to_batch(world, problems, rollouts, e, turn_reward)
 
 
+def with_demonstrations(
+  world: World, problems: Problem, rollouts: Rollouts, batch: Batch
+) -> tuple[Rollouts, Batch]:
+  """The worlds' own solutions as one more, given, rollout after those of each problem."""
+  shown, rows = demonstrate(world, problems, rollouts.prompt)
+  n, g = rollouts.reward.shape
+  rows = rows.replace(logp_sampler=jnp.full_like(rows.logp_sampler, jnp.nan))
+
+  def join(a, b):
+    return jnp.concatenate([a, b], axis=1)
+
+  def join_rows(a, b):
+    joined = join(a.reshape(n, g, *a.shape[1:]), b.reshape(n, 1, *b.shape[1:]))
+    return joined.reshape(n * (g + 1), *a.shape[1:])
+
+  given = jnp.broadcast_to(jnp.arange(g + 1)[None] == g, (n, g + 1))
+  shared = {"prompt_tokens": None, "prompt_length": None}
+  units = rows.owner.shape[1]
+  both = jax.tree.map(join_rows, batch.replace(**shared), rows.replace(**shared)).replace(
+    prompt_tokens=batch.prompt_tokens,
+    prompt_length=batch.prompt_length,
+    owner=jnp.broadcast_to(jnp.arange(n * (g + 1))[:, None], (n * (g + 1), units)),
+  )
+  none = {"prompt": None, "parts": None}
+  whole = jax.tree.map(join, rollouts.replace(**none), shown.replace(**none))
+  return whole.replace(prompt=rollouts.prompt, given=given), both
+
+
 def _replay(world, problem, tokens):
   """Which of the tokens of one episode the policy wrote, by stepping the world through them."""
 

@@ -1,8 +1,8 @@
 """The loop whose rewards are JAX: a whole RL run on a token world in one compiled program.
 
-`make_run` returns run(seed, lr) -> (TrainState, Curves): warm start, sampling, verdicts, credit, update
-and curriculum in nested scans, the same `Method` files and the same update as the language-model
-loop. Nothing leaves the device before the end.
+`make_run` returns run(seed, lr) -> (TrainState, Curves): warm start, sampling, verdicts, credit,
+update and curriculum in nested scans, the same `Method` files and the same update as the
+language-model loop. Nothing leaves the device before the end.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from grpo_jax.envs.world import World
+from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout import choose, play
@@ -58,6 +59,9 @@ class Plan:
       raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
 
 
+SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
+
+
 class Curves(NamedTuple):
   """What a run leaves beside its state."""
 
@@ -86,14 +90,10 @@ def make_run(
   """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, so jit it, or hand it to
   `over_seeds`.
 
-  Raises ValueError for a method that needs what this loop does not supply.
+  Raises UserError for a method that needs what this loop does not supply.
   """
   config = config or tiny_config(world.vocab)
-  if not isinstance(method.plan, Flat):
-    raise ValueError(f"plan {type(method.plan).__name__}: the fused loop samples Flat groups only")
-  unknown = set(method.needs) - {"logp_old", "ref", "entropy", "value"}
-  if unknown:
-    raise ValueError(f"the method needs {sorted(unknown)}, which the fused loop does not supply")
+  check(world, method)
   forward = policy.make_forward(config, chunk=0)
   cut = Cut(epochs=plan.epochs, mini=plan.mini, micro=plan.micro)
   evaluate = make_evaluate(world, config, plan)
@@ -132,6 +132,18 @@ def make_run(
   return run
 
 
+def check(world: World, method: Method) -> None:
+  """Raises UserError where this loop cannot give the method what it reads."""
+  if not isinstance(method.plan, Flat):
+    raise UserError(f"plan {type(method.plan).__name__}: the fused loop samples Flat groups only")
+  supplied = {*SUPPLIED, "unit_reward"} if world.step else set(SUPPLIED)
+  if unknown := set(method.needs) - supplied:
+    raise UserError(
+      f"the method needs {', '.join(sorted(unknown))}, which world {world.name} or the fused loop "
+      "does not supply"
+    )
+
+
 def make_iteration(world, config, method, plan, forward, update, cut):
   """iterate(state, reference, key) -> (state, metrics): one step of reinforcement learning."""
   rounds = 1 + method.plan.resample
@@ -147,20 +159,23 @@ def make_iteration(world, config, method, plan, forward, update, cut):
     rollouts, batch = play.play(
       world, config, state.params, problems, ids, keys, group=plan.group
     )
+    watched = observe(rollouts)
     if rounds > 1:
       rollouts, batch = keep_informative(rollouts, batch, plan.prompts)
+    if method.plan.demonstrate:
+      rollouts, batch = play.with_demonstrations(world, problems, rollouts, batch)
 
     # score
-    if not cut.on_policy or {"logp_old", "value"} & set(method.needs):
+    if not cut.on_policy or {"logp_old", "value", "entropy_old"} & set(method.needs):
       old = forward(state.params, batch)
       values = {} if old.value is None else {"value": old.value}
-      batch = batch.replace(logp_old=old.logp, extra=values)
+      batch = batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra=values)
     if reference is not None:
       batch = batch.replace(logp_ref=forward(reference, batch).logp)
 
     # credit, update, remember
     state, metrics, _ = update(state, rollouts, batch, shuffle)
-    return state, metrics | observe(rollouts)
+    return state, metrics | watched
 
   return iterate
 
@@ -193,7 +208,7 @@ def keep_informative(rollouts, batch, size: int):
 
 
 def observe(rollouts) -> Metrics:
-  """What a person watches, over the rollouts that are trained on."""
+  """What a person watches, over all that was sampled."""
   reward = rollouts.reward
   mean = lambda x: jnp.mean(x.astype(jnp.float32))
   return {

@@ -179,9 +179,11 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
   """One row of metrics.jsonl: what the rollouts were, what the update saw, where time went.
 
   Of completions that were given (no reward parts), only how long they are and how many count.
+  Demonstrations beside samples do not count.
   """
   r = got.rollouts
-  alive = r.alive
+  sampled = np.ones_like(r.alive) if r.given is None else ~np.asarray(r.given)
+  alive = r.alive & sampled
   count = max(int(alive.sum()), 1)
   high = np.where(alive, r.reward, -np.inf).max(axis=1)
   low = np.where(alive, r.reward, np.inf).min(axis=1)
@@ -191,7 +193,7 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
     "length": float((r.length * alive).sum() / count),
     "truncated": float((r.truncated & alive).sum() / count),
     "zero_variance": float(np.mean(high <= low)),
-    "alive": float(alive.mean()),
+    "alive": float(alive.sum() / sampled.sum()),
     "reward_failed": sum(got.failed.values()),
     "resampled": got.resampled,
   }

@@ -47,6 +47,7 @@ def run(c, workdir: Path, say=print) -> dict:
   export.check(c, first)
   journal = Journal(c, workdir, first, say)
   heldout = parts.data.heldout[: c.eval.problems]
+  show = setup.make_show(c, parts)
 
   def held_out(step: int):
     e, choice = c.eval, parts.eval_choice
@@ -66,16 +67,17 @@ def run(c, workdir: Path, say=print) -> dict:
     weights = None if parts.weigh is None else np.asarray(parts.weigh(state.method_state))
     draw = lambda n, weights=weights: stream.next(n, weights)
     plan = parts.method.plan if isinstance(parts.method.plan, Flat) else Flat()
-    got = collect(parts.sampling, state.params, parts.pool, draw, c.batch.prompts, step, plan)
+    count, pool = c.batch.prompts, parts.pool
+    got = collect(parts.sampling, state.params, pool, draw, count, step, plan, show)
 
     # score: what the method needs to know of the old and the reference policy
     scored = time.monotonic()
     rollouts = sharding.put(got.rollouts, sharding.replicated(parts.mesh))
     batch = sharding.put(got.batch, sharding.rows(parts.mesh))
-    if not parts.cut.on_policy or "logp_old" in parts.method.needs or "value" in parts.method.needs:
+    if not parts.cut.on_policy or {"logp_old", "value", "entropy_old"} & set(parts.method.needs):
       old = parts.score(state.params, batch)
       values = {} if old.value is None else {"value": old.value}
-      batch = batch.replace(logp_old=old.logp, extra=values)
+      batch = batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra=values)
     if parts.reference is not None:
       batch = batch.replace(logp_ref=parts.score(parts.reference, batch).logp)
 

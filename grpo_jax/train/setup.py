@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from grpo_jax import data, methods, sharding
+from grpo_jax.data.prompts import PromptSpec
 from grpo_jax.errors import UserError
 from grpo_jax.models import loading, policy
+from grpo_jax.rollout import fixed
 from grpo_jax.rollout.choose import Choice
 from grpo_jax.rollout.collect import Sampling, common_start, longest_prompt
 from grpo_jax.train.folder import check_folder, check_steps, save_config
@@ -20,7 +22,7 @@ from grpo_jax.types import Fixed, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
 
 # What the loops put into a batch for methods that ask for it.
-SUPPLIED = ("logp_old", "ref", "entropy", "value")
+SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
 LEAST = {
   "seed": 0,
   "steps": 1,
@@ -179,6 +181,16 @@ def make_sampling(c, config, tokenizer, dataset, mesh) -> Sampling:
     trunk=common_start(tokenizer, prompts) if c.sample.share_start else (),
     pack=c.score.pack,
   )
+
+
+def make_show(c, run: Run):
+  """problems -> their demonstrations, where the method's plan asks for them; else None."""
+  if not getattr(run.method.plan, "demonstrate", False):
+    return None
+  sampling = dataclasses.replace(run.sampling, pack=False)  # packed later, with the samples
+  spec = PromptSpec.of(c.data.get("prompt"))
+  found = fixed.examples(sampling, run.data.train, spec, 1)
+  return lambda problems: fixed.assemble(sampling, [found[p.id] for p in problems])
 
 
 def make_state(params, tx, method: Method, num_prompts: int, mesh):

@@ -42,6 +42,13 @@ def init_state(params: Any, tx: optax.GradientTransformation, method: Method, nu
   )
 
 
+def _fresh(tx: optax.GradientTransformation, params: Any, old: Any) -> Any:
+  """A new optimizer state, in which schedules stand where they stood."""
+  scheduled = lambda x: isinstance(x, optax.ScaleByScheduleState)
+  keep = lambda new, old: old if scheduled(old) else new
+  return jax.tree.map(keep, tx.init(params), old, is_leaf=scheduled)
+
+
 def _take(tree: Any, count: int, pieces: int, index) -> Any:
   """Piece `index` of every array whose leading dimension is a multiple of `count` prompts.
 
@@ -79,7 +86,8 @@ def _observe(fwd: Fwd, batch: Batch, tokens: jax.Array) -> Metrics:
   if fwd.entropy is not None:
     out["entropy"] = jnp.sum(batch.mask * fwd.entropy) / tokens
   if batch.logp_sampler is not None:
-    gap = jnp.where(batch.mask > 0, jnp.abs(fwd.logp - batch.logp_sampler), 0)
+    sampled = (batch.mask > 0) & ~jnp.isnan(batch.logp_sampler)
+    gap = jnp.where(sampled, jnp.abs(fwd.logp - batch.logp_sampler), 0)
     out["max_logp_gap"] = jnp.max(gap)
   return out
 
@@ -150,7 +158,10 @@ def make_update(
 
   def update(state: TrainState, rollouts: Rollouts, batch: Batch, key: jax.Array):
     credit = method.credit(state.method_state, rollouts, batch)
-    carry = (state.params, state.opt_state)
+    opt_state = state.opt_state
+    if method.fresh_optimizer:
+      opt_state = _fresh(tx, state.params, opt_state)
+    carry = (state.params, opt_state)
     whole = {"adv": credit.adv, "adv_token": credit.adv_token}
     memory = state.method_state
     if cut.on_policy:
