@@ -1,8 +1,8 @@
 """Token worlds: tasks whose prompts, transitions and verdicts are arrays, so that a whole RL run is
 one compiled program.
 
-A world is gymnax's functional form for tokens: `problem` is reset, `step` is step, state and problem
-are pytrees, everything is for one problem or one rollout and is batched by vmap.
+A world is gymnax's functional form for tokens: `problem` is reset, `step` is step, state and
+problem are pytrees, everything is for one problem or one rollout and is batched by vmap.
 """
 
 import dataclasses
@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grpo_jax.errors import UserError
 from grpo_jax.types import Record, record
 
 PAD, STOP = 0, 1  # the same in every world; a world's own symbols begin at 2
+MANY = 2**31 - 1  # a limit for `draw` where the values are to be sorted or divided further
 
 
 @record
@@ -100,3 +102,52 @@ def digits(value: Array, count: int, base: int = 10) -> Int[Array, " count"]:
   """The last `count` digits of a non-negative number, the most significant first."""
   powers = jnp.asarray([base**i for i in reversed(range(count))], jnp.int32)
   return (value[..., None] // powers) % base
+
+
+def read(tokens: Int[Array, " T"], length: Int[Array, ""]):
+  """An answer as its verdict must see it: whatever lies from `length` on is ignored.
+
+  Returns (the tokens before STOP, PAD from there on; how many; whether STOP ended them).
+  """
+  stops = (tokens == STOP) & (jnp.arange(tokens.shape[0]) < length)
+  count = until_stop(tokens, length)
+  written = jnp.where(jnp.arange(tokens.shape[0]) < count, tokens, PAD)
+  return written, count, jnp.any(stops)
+
+
+def draw(key: Array, *wanted: tuple[int, int]) -> list[Array]:
+  """For each (count, limit) an i32[count], all values from 0 to limit - 1 equally likely.
+
+  One call of the generator serves them all, because compiling it is most of what a `problem` costs
+  to compile. The odds are equal up to limit / 2^32.
+  """
+  bits = jax.random.bits(key, (sum(count for count, _ in wanted),))
+  values, first = [], 0
+  for count, limit in wanted:
+    values.append((bits[first : first + count] % jnp.uint32(limit)).astype(jnp.int32))
+    first += count
+  return values
+
+
+def floats(*values: Array) -> Float[Array, " C"]:
+  """Scalars of any kind as one float32 row: the parts of a verdict."""
+  return jnp.stack([value.astype(jnp.float32) for value in values])
+
+
+def follow(start, step, choose, problem: Problem, size: int) -> Int[Array, " size"]:
+  """The episode of the policy that writes choose(problem, state): a `solution` with turns."""
+
+  def one(carry, _):
+    state, now = carry
+    token = jnp.where(now.force >= 0, now.force, choose(problem, state))
+    token = jnp.where(now.done, PAD, token).astype(jnp.int32)
+    return step(problem, state, token), token
+
+  return jax.lax.scan(one, start(problem), None, length=size)[1]
+
+
+def check(field: str, value, low, high=None) -> None:
+  """Raises UserError unless low <= value <= high."""
+  if value < low or (high is not None and value > high):
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    raise UserError(f"{field}={value}: give a value {bounds}")

@@ -1,0 +1,110 @@
+"""`n a + b =`: any number of steps, at least n of them "#", then ">", the sum mod m, and STOP.
+
+Tokens: numbers, "+", "=", "#", ">". An answer is any tokens but ">", among them at least n "#",
+then ">", the number and STOP: for n = 2, `# # > 5 .`. Reward: 1 for such an answer however long it
+is, so answers may be short, long, looping or cut off by the budget, and a method may shape what it
+likes with the parts, which are taken over the tokens before STOP:
+  `length`  their share of the budget;
+  `loop`    the share that lies inside a loop at the end (card 01): for the largest period p with c
+            copies in a row up to the last token, c >= 2, it is p c / tokens; else 0;
+  `repeat`  the share that lies in a run of three tokens that occurs more than once (card 31).
+
+Chance: with V symbols, the mean over n, and sum over s tokens before ">", of V^-3 times the
+probability that they hold neither STOP nor ">" but n "#". Best: 1. For cards 01, 25, 31 (need 0)
+and 74 (need above 0: the length that an answer must have differs between prompts).
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from grpo_jax.envs.world import STOP, Problem, Verdict, World, check, draw, floats, read
+
+_FIRST = 2
+
+
+def loop_share(written, count):
+  """Card 01's f of written[:count]; counted from the end, so that loops are prefixes."""
+  size = written.shape[0]
+  place = jnp.arange(size)
+  back = jnp.where(place < count, written[jnp.maximum(count - 1 - place, 0)], -1)
+  periods = range(1, size // 2 + 1)
+  found = jnp.float32(0)
+  for p in periods:  # the largest period that is a loop is written last
+    same = (back[: size - p] == back[p:]) & (place[p:] < count)
+    run = jnp.sum(jnp.cumprod(same.astype(jnp.int32)))
+    copies = 1 + run // p
+    share = (p * copies).astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+    found = jnp.where((copies >= 2) & (2 * p <= count), share, found)
+  return found
+
+
+def repeat_share(written, count, n: int = 3):
+  """The share of written[:count] that lies in an n-gram which occurs more than once."""
+  size = written.shape[0]
+  if size < n:
+    return jnp.float32(0)
+  starts = size - n + 1
+  grams = jnp.stack([written[i : i + starts] for i in range(n)], axis=1)
+  whole = jnp.arange(starts) + n <= count
+  same = jnp.all(grams[:, None, :] == grams[None, :, :], axis=-1) & ~jnp.eye(starts, dtype=bool)
+  again = jnp.any(same & whole[None, :], axis=1) & whole
+  marked = jnp.zeros(size, bool)
+  for i in range(n):
+    marked |= jnp.pad(again, (i, n - 1 - i))
+  return jnp.sum(marked).astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+
+
+def make(*, modulus: int = 10, need: int = 0, answer: int = 24) -> World:
+  """Prompts ask for 0 to `need` steps, equally often; `answer` tokens are the budget."""
+  check("free_length.modulus", modulus, 2, 50)
+  check("free_length.need", need, 0, 50)
+  check("free_length.answer", answer, need + 3, 256)
+  numbers = max(modulus, need + 1)
+  plus, equals, mark, arrow = range(_FIRST + numbers, _FIRST + numbers + 4)
+
+  def problem(key):
+    (a, b), (steps,) = draw(key, (2, modulus), (1, need + 1))
+    shown = (steps + _FIRST, a + _FIRST, jnp.int32(plus), b + _FIRST, jnp.int32(equals))
+    data = {"result": (a + b) % modulus, "steps": steps}
+    return Problem(tokens=jnp.stack(shown), length=jnp.int32(5), data=data)
+
+  def score(problem, state, tokens, length):
+    del state
+    written, count, stopped = read(tokens, length)
+    at = jnp.maximum(count - 2, 0)
+    correct = stopped & (count >= 2) & (jnp.sum(written == arrow) == 1) & (written[at] == arrow)
+    correct &= written[at + 1] == problem.data["result"] + _FIRST
+    correct &= jnp.sum(written == mark) >= problem.data["steps"]
+    share = count.astype(jnp.float32) / answer
+    parts = floats(share, loop_share(written, count), repeat_share(written, count))
+    return Verdict(reward=correct.astype(jnp.float32), correct=correct, parts=parts)
+
+  def solution(problem):
+    steps, place = problem.data["steps"], jnp.arange(answer)
+    tokens = jnp.where(place < steps, mark, 0)
+    tokens = jnp.where(place == steps, arrow, tokens)
+    tokens = jnp.where(place == steps + 1, problem.data["result"] + _FIRST, tokens)
+    return jnp.where(place == steps + 2, STOP, tokens)
+
+  symbols = ("_", ".", *map(str, range(numbers)), "+", "=", "#", ">")
+  v = len(symbols)
+  return World(
+    name="free_length",
+    symbols=symbols,
+    prompt=5,
+    answer=answer,
+    problem=problem,
+    score=score,
+    solution=solution,
+    chance=sum(_steps(s, n, v) for s in range(answer - 2) for n in range(need + 1))
+    / (need + 1)
+    / v**3,
+    parts=("length", "loop", "repeat"),
+  )
+
+
+def _steps(size: int, need: int, v: int) -> float:
+  """Probability that `size` random tokens hold neither STOP nor ">" but at least `need` "#"."""
+  terms = (math.comb(size, k) * (v - 3) ** (size - k) for k in range(need, size + 1))
+  return sum(terms) / v**size

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import token_worlds as tw
+
+FAMILIES = "EHX"
+
+
+def oracle(world, made, depth):
+  kinds = world.vocab - 7
+  labels = {}  # of hopeless prompts, by prompt: from the demonstration
+  for prompt, shown in zip(made.tokens, made.data["answer"], strict=True):
+    labels.setdefault(tuple(tw.words(world, prompt)), []).append(tw.words(world, shown))
+
+  def verdict(prompt, written, label=None):
+    family, letters = prompt[0], prompt[1 : depth + 1]
+    wanted = {
+      "E": letters[:1],
+      "H": [chr((ord(c) - 97 + 1) % kinds + 97) for c in reversed(letters)],
+      "X": label or labels[tuple(prompt)][0],
+    }[family]
+    body, stopped = tw.before_stop(written)
+    styled = body[:1] == ["~"]
+    correct = stopped and body[styled:] == wanted
+    return correct, correct, [*(correct and f == family for f in FAMILIES), styled]
+
+  return verdict
+
+
+def test_verdicts_are_those_of_python_lists():
+  world = tw.get("gated", depth=4)
+  made, _ = tw.problems(world, tw.ROWS)
+  hopeless = [tuple(p) for p, f in zip(made.tokens, made.data["family"], strict=True) if f == 2]
+  assert len(set(hopeless)) > 0.9 * len(hopeless)
+  made, _, played = tw.cases(world)
+  verdict = oracle(world, made, 4)
+  for i in range(tw.ROWS):
+    prompt, written = tw.prompt(world, made, i), tw.words(world, played.tokens[i])
+    written = written[: played.length[i]]
+    label = tw.words(world, made.data["answer"][i])
+    wanted = (*verdict(prompt, written, label), None)
+    tw.check(played, i, wanted, f"{' '.join(prompt)} | {' '.join(written)}")
+
+
+def test_families_come_in_their_shares_and_prompts_name_them():
+  world = tw.get("gated", depth=4)
+  made, _ = tw.problems(world, tw.ROWS)
+  shown = [world.symbols[t] for t in made.tokens[:, 0]]
+  assert shown == [FAMILIES[f] for f in made.data["family"]]
+  for family, share in zip(FAMILIES, (0.4, 0.4, 0.2), strict=True):
+    found = shown.count(family) / tw.ROWS
+    assert abs(found - share) < 4 * np.sqrt(share * (1 - share) / tw.ROWS)
+
+
+def test_best_is_the_mean_over_all_labels_that_a_hopeless_prompt_may_have():
+  world = tw.get("gated", depth=1, kinds=2, hard=0.25, hopeless=0.5)
+  assert world.best == pytest.approx(0.25 + 0.25 + 0.5 / 2)
+  made, _ = tw.problems(world, tw.ROWS)
+  hopeless = made.data["family"] == 2
+  for letter in range(2):  # the label does not follow from the prompt
+    rows = hopeless & (made.tokens[:, 1] == 2 + letter)
+    share = np.mean(made.data["answer"][rows, 0] == 2)
+    assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(np.sum(rows))
+
+
+def test_chance_is_the_share_over_all_answers():
+  world = tw.get("gated", depth=2, kinds=2, hard=0.25, hopeless=0.5)
+  made, _ = tw.problems(world, tw.ROWS)
+  total = 0.0
+  for family, share in enumerate((0.25, 0.25, 0.5)):
+    i = int(np.argmax(made.data["family"] == family))
+    prompt, label = tw.prompt(world, made, i), tw.words(world, made.data["answer"][i])
+    verdict = oracle(world, made, 2)
+    total += share * tw.exact_chance(
+      world, lambda written, p=prompt, x=label, v=verdict: v(p, written, x)[1]
+    )
+  assert total == pytest.approx(world.chance, rel=1e-9)
+
+
+def test_shares_above_one_are_refused():
+  with pytest.raises(ValueError, match="hopeless"):
+    tw.get("gated", hard=0.6, hopeless=0.6)
