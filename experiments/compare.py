@@ -59,7 +59,9 @@ def compare(c, workdir: Path, say=print) -> dict:
     progress.at(cell)
     arena.run_cell(record, cell, c.at_once, progress)
 
-  found = {(cell.world, cell.arm): whole(arena, r, cell) for cell, r in zip(cells, records, strict=True)}
+  found = {
+    (cell.world, cell.arm): whole(arena, r, cell) for cell, r in zip(cells, records, strict=True)
+  }
   summary = results.summarize(c, found)
   _write(workdir / "results.json", json.dumps(summary))
   _write(workdir / "report.html", page.render(summary))
@@ -79,7 +81,7 @@ def whole(arena, record, cell) -> dict:
   tuning = {}
   for r in record.data["runs"]:
     if r["seed"] >= arena.TUNE:
-      tuning.setdefault(str(r["lr"]), []).append(r["accuracy"][-1])
+      tuning.setdefault(str(r["lr"]), []).append(r[cell.spec["measure"]][-1])
   runs = [record.get(s, lr) for s in range(cell.spec["seeds"])]
   return {"lr": lr, "runs": runs, "tuning": tuning, "spec": cell.spec}
 

@@ -53,6 +53,7 @@ def cells(c) -> list[Cell]:
         "method": a["method"],
         "args": dict(a.get("args", {})),
         "plan": dict(plan),
+        "measure": w.get("measure", "accuracy"),
         "lrs": [float(x) for x in c.lrs],
         "tune_seeds": c.tune_seeds,
         "seeds": c.seeds,
@@ -101,14 +102,14 @@ class Record:
 
 
 def best_lr(record: Record, cell: Cell) -> float:
-  """The learning rate with the greatest area under held-out accuracy, over the tuning seeds."""
+  """The learning rate with the greatest area under the held-out measure, over the tuning seeds."""
   lrs = cell.spec["lrs"]
   if len(lrs) == 1:
     return lrs[0]
 
   def area(lr):
     runs = [record.get(TUNE + s, lr) for s in range(cell.spec["tune_seeds"])]
-    return np.mean([np.mean(r["accuracy"]) for r in runs if r is not None])
+    return np.mean([np.mean(r[cell.spec["measure"]]) for r in runs if r is not None])
 
   return max(lrs, key=area)
 

@@ -24,7 +24,8 @@ def render(r: dict) -> str:
   dash = {a: "" if i < len(COLOURS) else "5 3" for i, a in enumerate(arms)}
   parts = [
     "<h1>Methods on token worlds</h1>",
-    f"<p>Greedy accuracy on held-out problems after the last update; {r['seeds']} seeds. "
+    f"<p>Held-out problems after the last update, {r['seeds']} seeds: the share solved, or where "
+    "the caption says so the mean reward, of one rollout a problem. "
     "Interquartile means with 95% stratified bootstrap intervals. Equal for all arms of a world: "
     "model, warm start, prompts, group size, updates and so sampled rollouts, except where an arm "
     "says otherwise in its settings; the learning rate of each arm was chosen from one grid on "
@@ -83,7 +84,7 @@ def _curves(name: str, world: dict, colour: dict, dash: dict, w: int = 330, h: i
       f'<polyline points="{" ".join(mid)}" fill="none" stroke="{colour[arm]}" stroke-width="2" '
       f'stroke-dasharray="{dash[arm]}"><title>{html.escape(arm)}</title></polyline>'
     )
-  label = html.escape(f"{name}: {world['spec']['world']} {json.dumps(world['spec']['params'])}")
+  label = html.escape(f"{name}: {world['spec']['world']} {json.dumps(world['spec']['params'])}, {world['spec']['measure']}")
   svg = f'<svg viewBox="0 0 {w} {h}" width="100%" role="img">{"".join(out)}</svg>'
   return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"
 
@@ -130,4 +131,5 @@ def _arm(arm: str, r: dict, colour: dict) -> str:
     "<th>learning rate</th><th>settings</th></tr>"
   )
   title = f'<b style="color:{colour[arm]}">{html.escape(arm)}</b>'
-  return f"<details><summary>{title}</summary><div class=wide><table>{head}{''.join(rows)}</table></div></details>"
+  table = f"<table>{head}{''.join(rows)}</table>"
+  return f"<details><summary>{title}</summary><div class=wide>{table}</div></details>"

@@ -5,9 +5,9 @@ import numpy as np
 from experiments.arena import stats
 
 
-def final(runs: list[dict]) -> np.ndarray:
-  """Held-out accuracy at the end, one a seed."""
-  return np.asarray([r["accuracy"][-1] for r in runs])
+def final(cell: dict) -> np.ndarray:
+  """The world's held-out measure at the end, one a seed."""
+  return np.asarray([r[cell["spec"]["measure"]][-1] for r in cell["runs"]])
 
 
 def summarize(c, found: dict) -> dict:
@@ -19,11 +19,11 @@ def summarize(c, found: dict) -> dict:
     out["worlds"][world] = _world(c, world, arms, found)
   for arm in arms:
     own = [w for w in worlds if (w, arm) in found]
-    mine = np.stack([final(found[w, arm]["runs"]) for w in own], axis=1)
+    mine = np.stack([final(found[w, arm]) for w in own], axis=1)
     row = {"worlds": own, "iqm": stats.bootstrap(stats.iqm, mine)._asdict()}
     shared = [w for w in own if (w, c.baseline) in found]
     if arm != c.baseline and shared:
-      x, y = (np.stack([final(found[w, a]["runs"]) for w in shared], 1) for a in (arm, c.baseline))
+      x, y = (np.stack([final(found[w, a]) for w in shared], 1) for a in (arm, c.baseline))
       row["better"] = stats.bootstrap(stats.probability_of_improvement, x, y)._asdict()
       row["better_worlds"] = shared
     out["arms"][arm] = row
@@ -39,22 +39,22 @@ def _world(c, world: str, arms: list[str], found: dict) -> dict:
       continue
     cell = found[world, arm]
     runs = cell["runs"]
-    out["spec"] = {k: cell["spec"][k] for k in ("world", "params", "plan")}
+    out["spec"] = {k: cell["spec"][k] for k in ("world", "params", "plan", "measure")}
     every = cell["spec"]["plan"]["eval_every"]
-    accuracy = np.asarray([r["accuracy"] for r in runs])
+    measure = np.asarray([r[cell["spec"]["measure"]] for r in runs])
     out["arms"][arm] = {
       "lr": cell["lr"],
       "method": cell["spec"]["method"],
       "args": cell["spec"]["args"],
-      "final": stats.bootstrap(stats.iqm, accuracy[:, -1:])._asdict(),
-      "start": stats.iqm(accuracy[:, :1]),
-      "steps": [i * every for i in range(accuracy.shape[1])],
-      "curve": stats.curve(accuracy),
-      "each": [r["accuracy"][-1] for r in runs],
+      "final": stats.bootstrap(stats.iqm, measure[:, -1:])._asdict(),
+      "start": stats.iqm(measure[:, :1]),
+      "steps": [i * every for i in range(measure.shape[1])],
+      "curve": stats.curve(measure),
+      "each": measure[:, -1].tolist(),
       "train_every": runs[0]["train_every"],
       "train": {k: np.mean([r["train"][k] for r in runs], axis=0).tolist() for k in runs[0]["train"]},
       "tuning": cell["tuning"],
-      "stuck": int(np.sum(accuracy[:, -1] <= accuracy[:, 0])),
+      "stuck": int(np.sum(measure[:, -1] <= measure[:, 0])),
     }
   return out
 
@@ -64,7 +64,7 @@ def _ranks(found: dict, worlds: list[str], arms: list[str], repeats: int = 2000)
   if not worlds or not arms:
     return {}
   rng = np.random.default_rng(0)
-  scores = [np.stack([final(found[w, a]["runs"]) for a in arms]) for w in worlds]  # [arms, seeds]
+  scores = [np.stack([final(found[w, a]) for a in arms]) for w in worlds]  # [arms, seeds]
   share = np.zeros((len(arms), len(arms)))
   for _ in range(repeats):
     for s in scores:

@@ -73,7 +73,7 @@ def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
   if world.step is None:
     return batch
   turn = flat(e.turn)
-  own = (turn[:, :, None] == jnp.arange(world.turns)) & (batch.mask > 0)[:, :, None]
+  own = (turn[:, :, None] == jnp.arange(world.turns)[None, None]) & (batch.mask > 0)[:, :, None]
   return batch.replace(
     unit=turn,
     unit_mask=jnp.any(own, axis=1).astype(jnp.float32),
@@ -87,7 +87,7 @@ def _one_turn(world, config, params, problems, keys, group, choice) -> Episodes:
     config, params, problems.tokens, problems.length, keys,
     group=group, budget=world.answer, stop_ids=(STOP,), choice=choice,
   )  # fmt: skip
-  mask = jnp.arange(world.answer) < out.length[..., None]
+  mask = jnp.arange(world.answer)[None, None] < out.length[..., None]
   return Episodes(out.tokens, out.logp, mask, jnp.zeros_like(out.tokens), out.length, out.stopped)
 
 
@@ -162,7 +162,7 @@ def demonstrate(world: World, problems: Problem, ids: Int[Array, " N"]) -> tuple
   if world.step is None:
     stops = tokens == STOP
     length = jnp.where(jnp.any(stops, axis=1), jnp.argmax(stops, axis=1) + 1, t).astype(jnp.int32)
-    mask = jnp.arange(t) < length[:, None]
+    mask = jnp.arange(t)[None] < length[:, None]
     turn, state, ended = jnp.zeros_like(tokens), (), jnp.ones(n, bool)
   else:
     state, mask, turn, length, ended = jax.vmap(lambda p, x: _replay(world, p, x))(problems, tokens)

@@ -24,7 +24,6 @@ from grpo_jax.rollout import choose, play
 from grpo_jax.train.update import Cut, init_state, make_update
 from grpo_jax.types import Flat, Method, Metrics, TrainState
 
-_GREEDY = choose.Choice(temperature=0.0)
 _WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
 _HELD_IDS = 1 << 29  # held-out problems: training ids are below `problems`
 
@@ -44,6 +43,7 @@ class Plan:
   micro: int = 1
   eval_every: int = 50  # a divisor of `updates`
   heldout: int = 256
+  eval_temperature: float = 0.0  # 0: greedy; 1: what training maximizes
   warm_steps: int = 0  # at most so many supervised steps on solutions
   warm_until: float = 1.0  # stop the warm start at this sampled success rate
   warm_lr: float = 3e-3
@@ -66,8 +66,8 @@ class Curves(NamedTuple):
   """What a run leaves beside its state."""
 
   train: Metrics  # f32[updates] each
-  accuracy: Float[Array, " evals"]  # greedy, held-out; the first before any update
-  reward: Float[Array, " evals"]  # mean held-out reward of greedy rollouts
+  accuracy: Float[Array, " evals"]  # on held-out problems; the first before any update
+  reward: Float[Array, " evals"]  # mean reward there
   warm_steps: Int[Array, ""]  # supervised steps that the warm start took
 
 
@@ -221,14 +221,16 @@ def observe(rollouts) -> Metrics:
 
 
 def make_evaluate(world: World, config: ModelConfig, plan: Plan):
-  """evaluate(params) -> (accuracy, reward) of greedy rollouts on the held-out problems."""
+  """evaluate(params) -> (accuracy, reward), one rollout for each held-out problem, drawn with the
+  same random numbers every time."""
+  choice = choose.Choice(temperature=plan.eval_temperature)
 
   def evaluate(params):
     ids = _HELD_IDS + jnp.arange(plan.heldout)
     problems = world.problems(plan.world_seed, ids)
-    keys = jax.random.split(jax.random.key(0), plan.heldout)  # unused by greedy choice
+    keys = jax.random.split(jax.random.key(0), plan.heldout)
     rollouts, _ = play.play(
-      world, config, params, problems, ids, keys, group=1, choice=_GREEDY
+      world, config, params, problems, ids, keys, group=1, choice=choice
     )
     return jnp.mean(rollouts.correct.astype(jnp.float32)), jnp.mean(rollouts.reward)
 
@@ -244,7 +246,7 @@ def warm_start(world, config, plan, forward, params, key, every: int = 10):
 
   def step(carry, index):
     params, opt_state = carry
-    where = jax.random.randint(jax.random.fold_in(key, index), (256,), 0, _WARM_IDS)
+    where = jax.random.randint(jax.random.fold_in(key, index), (128,), 0, _WARM_IDS)
     ids = _WARM_IDS + where
     _, batch = play.demonstrate(world, world.problems(plan.world_seed, ids), ids)
 

@@ -1,0 +1,83 @@
+"""The papers, and what stands in this repository for each.
+
+  python -m experiments.papers [--json]
+
+One row a paper: slug, what implements it, config, evidence, verdict. Rows come from the tree: a
+method is grpo_jax/methods/SLUG.py, a config configs/SLUG.py or an arm of configs/arena.py, evidence
+experiments/SLUG/verdict.json with the field `verdict`. Slugs have underscores for hyphens and dots.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+VERDICTS = ("confirmed", "refuted", "inconclusive", "not run", "not built")
+# What is not a method of its own.
+ELSEWHERE = {"prefix-grouper": "pallas_kernels/prefix_attention"}
+
+
+def papers() -> list[tuple[str, str]]:
+  """(slug, title) of all papers, in the order of their numbers."""
+  with (ROOT / "experiments" / "papers.tsv").open(encoding="utf-8") as lines:
+    rows = sorted(csv.DictReader(lines, delimiter="\t"), key=lambda r: int(r["nr"]))
+  return [(r["slug"], r["title"]) for r in rows]
+
+
+def row(slug: str, title: str, arms: dict) -> dict:
+  """Raises ValueError for an evidence file whose verdict is none of VERDICTS."""
+  name = slug.replace("-", "_").replace(".", "_")
+  code = ELSEWHERE.get(slug, f"grpo_jax/methods/{name}.py")
+  built = (ROOT / code).exists()
+  config = f"configs/{name}.py"
+  if not (ROOT / config).exists():
+    config = "configs/arena.py" if any(a["method"] == name for a in arms.values()) else None
+  evidence = f"experiments/{name}/verdict.json"
+  verdict = "not run" if built else "not built"
+  if (ROOT / evidence).exists():
+    verdict = json.loads((ROOT / evidence).read_text(encoding="utf-8"))["verdict"]
+    if verdict not in VERDICTS:
+      raise ValueError(f"{evidence}: verdict {verdict!r} is none of {', '.join(VERDICTS)}")
+  else:
+    evidence = None
+  return {
+    "slug": slug,
+    "title": title,
+    "code": code if built else None,
+    "config": config if built else None,
+    "evidence": evidence,
+    "verdict": verdict,
+  }
+
+
+def rows() -> list[dict]:
+  from configs import arena
+
+  arms = arena.get_config().arms.to_dict()
+  return [row(slug, title, arms) for slug, title in papers()]
+
+
+def main(argv: list[str]) -> int:
+  if {"-h", "--help"} & set(argv):
+    print((__doc__ or "").strip())
+    return 0
+  if set(argv) - {"--json"}:
+    print(f"error: unknown argument {(set(argv) - {'--json'}).pop()!r}; only --json", file=sys.stderr)
+    return 2
+  table = rows()
+  if "--json" in argv:
+    print(json.dumps(table, indent=1))
+    return 0
+  fields = ("slug", "code", "config", "evidence", "verdict")
+  text = [[r[f] or "–" for f in fields] for r in table]
+  width = [max(map(len, column)) for column in zip(fields, *text, strict=True)]
+  for line in (fields, *text):
+    print("  ".join(x.ljust(w) for x, w in zip(line, width, strict=True)).rstrip())
+  counts = {v: sum(r["verdict"] == v for r in table) for v in VERDICTS}
+  print(f"{len(table)} papers: " + ", ".join(f"{n} {v}" for v, n in counts.items() if n))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
