@@ -56,6 +56,13 @@ def base() -> Any:
       # between the G completions is computed and masked: for answers that are short
     }
   )
+  c.kernels = ConfigDict(
+    {  # "auto": what suits the device; or "xla", "tpu", "gpu", "reference" by name
+      "attention": "auto",  # in scoring and update
+      "decode": "auto",  # in sampling
+      "logprob": "auto",  # of the head
+    }
+  )
   c.optimizer = ConfigDict(
     {
       "name": "adamw",

@@ -31,3 +31,13 @@ def run(table: Mapping[str, Callable[..., Any]], implementation: str | None, *ar
       except NotImplementedError:
         continue
   return table["xla"](*args, **kwargs)
+
+
+def wants_kernel(implementation: str | None, sharding: jax.sharding.Sharding) -> bool:
+  """Whether a kernel may run where `sharding` holds several devices: the caller then has to wrap
+  the call in `jax.shard_map`, because no compiler splits a kernel."""
+  if sharding.num_devices == 1:
+    return False
+  if implementation is None:
+    return jax.default_backend() in ORDER
+  return implementation not in ("reference", "xla")

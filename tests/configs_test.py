@@ -19,6 +19,7 @@ from grpo_jax.train import setup
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common",))
 CONFIGS.remove("__init__")
+CONFIGS.remove("arena")  # of experiments.compare: tests/compare_test.py
 VARIANTS = {"base_methods": tuple(base_methods.ARGS)}  # names that may stand before ",debug"
 SPECS = [
   f"configs/{name}.py" + (f":{variant}" if variant else "")

@@ -36,23 +36,24 @@ class Cell:
 
   @property
   def digest(self) -> str:
-    return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:16]
+    fixed = {k: v for k, v in self.spec.items() if k != "seeds"}  # more seeds may be added
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cells(c) -> list[Cell]:
   """World by world, every arm but those that a world's or arm's `skip` names."""
   out = []
-  for world, w in c.worlds.items():
-    for arm, a in c.arms.items():
+  for world, w in c.worlds.to_dict().items():
+    for arm, a in c.arms.to_dict().items():
       if arm in w.get("skip", ()) or world in a.get("skip", ()):
         continue
       plan = c.plan.to_dict() | w.get("plan", {}) | a.get("plan", {})
       spec = {
         "world": w["world"],
-        "params": dict(w.get("params", {})),
+        "params": w.get("params", {}),
         "method": a["method"],
-        "args": dict(a.get("args", {})),
-        "plan": dict(plan),
+        "args": a.get("args", {}),
+        "plan": plan,
         "measure": w.get("measure", "accuracy"),
         "lrs": [float(x) for x in c.lrs],
         "tune_seeds": c.tune_seeds,

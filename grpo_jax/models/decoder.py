@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from grpo_jax.models.config import ModelConfig
+from pallas_kernels import dispatch
 from pallas_kernels import prefix_attention as attention
 
 Params = dict[str, Any]
@@ -199,10 +201,10 @@ def _at_last(x: Float[Array, "N P D"], length: Int[Array, " N"]) -> Float[Array,
 
 
 def _own_keys(lengths):
-  """Causal attention inside each row, keeping keys and values."""
+  """Causal attention inside each row, keeping keys and values; of one row, so without a kernel."""
 
   def attend(q, k, v):
-    return attention.prompt_attention(q, k, v, lengths), (k, v)
+    return attention.prompt_attention(q, k, v, lengths, implementation="xla"), (k, v)
 
   return attend
 
@@ -252,6 +254,7 @@ def prefill(
   prompt: Int[Array, "N P"],
   length: Int[Array, " N"],
   trunk: Int[Array, " C"] | None = None,
+  implementation: str | None = None,
 ) -> tuple[Float[Array, "N D"], PrefixCache]:
   """Prompts padded on the right -> hidden state that predicts the first new token, and the cache of
   the whole prefix, [trunk; prompt]."""
@@ -264,7 +267,7 @@ def prefill(
         jnp.concatenate([jnp.broadcast_to(a[None], (n, *a.shape)), b], axis=1)
         for a, b in zip(shared, (k, v), strict=True)
       )
-    return attention.prompt_attention(q, k, v, total), (k, v)
+    return attention.prompt_attention(q, k, v, total, implementation=implementation), (k, v)
 
   position = jnp.broadcast_to(jnp.arange(p)[None], prompt.shape) + _size(trunk)
   x, (k, v) = run_layers(config, params, embed(params, prompt), position, attend, trunk=trunk)
@@ -329,6 +332,32 @@ def packed_hidden(
   return jnp.where((position == 0)[..., None], last[:, None], before)
 
 
+def split_attention(config: ModelConfig, rows: Sharding | None, implementation: str | None):
+  """`prefix_attention`, on each device for its own rows and heads where a kernel runs on several:
+  a compiler splits plain XLA by itself and a kernel not at all."""
+  if not isinstance(rows, NamedSharding) or not dispatch.wants_kernel(implementation, rows):
+    return attention.prefix_attention
+  heads = "tensor" if config.num_kv_heads % rows.mesh.shape["tensor"] == 0 else None
+  own, of_rows = P(rows.spec[0], None, heads), P(rows.spec[0])
+
+  def call(q, k, v, length, *, trunk, segment=None, **options):
+    optional = {"trunk": trunk, "segment": segment}
+    specs = {"trunk": P(None, heads), "segment": of_rows}
+    given = {name: x for name, x in optional.items() if x is not None}
+    run = lambda q, k, v, length, more: attention.prefix_attention(
+      q, k, v, length, **more, **options
+    )
+    return jax.shard_map(
+      run,
+      mesh=rows.mesh,
+      in_specs=(own, own, own, of_rows, {name: specs[name] for name in given}),
+      out_specs=own,
+      check_vma=False,
+    )(q, k, v, length, given)
+
+  return call
+
+
 def _prompt_and_own(
   config, params, prompt, length, ids, own_position, trunk, remat, rows, **layout
 ) -> tuple[Float[Array, "N D"], Float[Array, "N X D"]]:
@@ -338,9 +367,10 @@ def _prompt_and_own(
     [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), length[:, None] + own_position], axis=1
   )
 
+  attention_of = split_attention(config, rows, layout.get("implementation"))
+
   def attend(shared, q, k, v):
-    mixed = attention.prefix_attention(q, k, v, length, num_prefix=p, trunk=shared, **layout)
-    return mixed, None
+    return attention_of(q, k, v, length, trunk=shared, num_prefix=p, **layout), None
 
   x = embed(params, jnp.concatenate([prompt, ids], axis=1))
   x, _ = run_layers(

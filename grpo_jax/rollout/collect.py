@@ -7,7 +7,7 @@ sampling, so the number of compiled programs is the number of buckets met.
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from grpo_jax import sharding
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.rollout import sampler
+from grpo_jax.rollout import given, sampler
 from grpo_jax.rollout.choose import Choice
 from grpo_jax.rollout.pack import pack
 from grpo_jax.types import Batch, Flat, Rollouts
@@ -62,6 +62,7 @@ class Sampling:
   mesh: Any
   trunk: tuple[int, ...] = ()  # ids that every prompt begins with; computed once
   pack: bool = False  # completions of a prompt in one row of the batch
+  attention: str | None = None  # implementation of the attention while decoding
 
 
 def encode(s: Sampling, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +153,7 @@ def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0
     choice=s.choice,
     slots=s.slots or None,
     trunk=np.asarray(s.trunk, np.int32) if s.trunk else None,
+    implementation=s.attention,
   )
   out = sharding.fetch(out)
   n = len(problems)
@@ -199,11 +201,21 @@ def _share(pool, texts: list, problems: list, tokens: list) -> Scores:
   )
 
 
-def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) -> Collected:
+def collect(
+  s: Sampling,
+  params,
+  pool,
+  draw,
+  count: int,
+  step: int,
+  plan: Flat,
+  show: Callable[[Sequence], Collected] | None = None,
+) -> Collected:
   """One step's batch of `count` prompts from `draw(n) -> problems`.
 
   With `plan.resample`, groups of equal rewards are dropped and fresh prompts drawn for at most that
   many further rounds; what is missing at the end is padded with dead rollouts of no tokens.
+  With `plan.demonstrate`, show(problems), unpacked, gives the completion that follows the samples.
   """
   kept: list[dict] = []
   failed: dict[str, int] = {}
@@ -244,11 +256,11 @@ def collect(s: Sampling, params, pool, draw, count: int, step: int, plan: Flat) 
     if len(kept) == count:
       break
   kept += [dead] * (count - len(kept)) if dropped else []
-  got = _assemble(s, kept)
+  got = _assemble(s, kept, show if plan.demonstrate else None)
   return Collected(*got, failed=failed, errors=errors, seconds=seconds, resampled=dropped)
 
 
-def _assemble(s: Sampling, kept: list[dict]):
+def _assemble(s: Sampling, kept: list[dict], show=None):
   """(rollouts, batch, problems, texts) of the kept groups."""
   stack = lambda name: np.stack([k[name] for k in kept])
   length = stack("length")
@@ -282,6 +294,11 @@ def _assemble(s: Sampling, kept: list[dict]):
     "prompt_length": prompt_length,
   }
   rollouts, batch = Rollouts(**small), Batch(**large)
+  problems, texts = [k["problem"] for k in kept], [k["texts"] for k in kept]
+  if show is not None:
+    shown = show(problems)
+    rollouts, batch = given.append(rollouts, batch, shown.rollouts, shown.batch)
+    texts = [own + more for own, more in zip(texts, shown.texts, strict=True)]
   if s.pack:
-    batch = pack(batch, length, bucket)
-  return rollouts, batch, [k["problem"] for k in kept], [k["texts"] for k in kept]
+    batch = pack(batch, np.asarray(rollouts.length), bucket)
+  return rollouts, batch, problems, texts

@@ -49,7 +49,7 @@ class _Slots(NamedTuple):
   out: Samples
 
 
-def decode(config, params, prefix, slots):
+def decode(config, params, prefix, slots, implementation=None):
   """Feeds `slots.token`; returns hidden [N, S, D] and the caches with its column.
 
   Of `slots` (a NamedTuple) it reads step, token, fed, k and v, and replaces k and v.
@@ -63,7 +63,9 @@ def decode(config, params, prefix, slots):
   def layer(x, weights, k_prefix, v_prefix, keep):
     def attend(q, k, v):
       (k, v), caches = keep(*(a.transpose(0, 2, 1, 3)[:, :, :, None] for a in (k, v)))
-      mixed = attention.decode_attention(q, k_prefix, v_prefix, prefix.length, k, v, visible)
+      mixed = attention.decode_attention(
+        q, k_prefix, v_prefix, prefix.length, k, v, visible, implementation=implementation
+      )
       return mixed, caches
 
     return decoder.block_apply(config, weights, x, position, attend)
@@ -156,11 +158,13 @@ def project(params, x: Array) -> Array:
   return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
 
 
-def open_cache(config, params, prompt, length, slots, columns, *, trunk=None, unroll=None):
+def open_cache(
+  config, params, prompt, length, slots, columns, *, trunk=None, unroll=None, implementation=None
+):
   """Prefills the prompts: (params, prefix cache, empty own cache, last hidden state [N, D]), all as
   `decode` wants them. For `unroll` see `sample`."""
   n, layers = prompt.shape[0], config.num_layers
-  last, prefix = decoder.prefill(config, params, prompt, length, trunk)
+  last, prefix = decoder.prefill(config, params, prompt, length, trunk, implementation)
   prefix = prefix._replace(k=prefix.k.transpose(0, 1, 3, 2, 4), v=prefix.v.transpose(0, 1, 3, 2, 4))
   cache = jnp.zeros((layers, n, config.num_kv_heads, slots, columns, config.head_dim), last.dtype)
   if jax.default_backend() == "cpu" if unroll is None else unroll:
@@ -172,8 +176,11 @@ def open_cache(config, params, prompt, length, slots, columns, *, trunk=None, un
 
 
 @functools.partial(
-  jax.jit, static_argnames=("config", "group", "budget", "slots", "choice", "stop_ids", "unroll")
-)
+  jax.jit,
+  static_argnames=(
+    "config", "group", "budget", "slots", "choice", "stop_ids", "unroll", "implementation"
+  ),
+)  # fmt: skip
 def sample(
   config: ModelConfig,
   params: Any,
@@ -188,6 +195,7 @@ def sample(
   slots: int | None = None,
   trunk: Int[Array, " C"] | None = None,
   unroll: bool | None = None,
+  implementation: str | None = None,
 ) -> Samples:
   """`group` completions of at most `budget` tokens for each right-padded prompt.
 
@@ -196,11 +204,13 @@ def sample(
   prompt decode at once, and with it the cache. `trunk`: a text before all prompts, prefilled once.
   `unroll`: one copy of the layer's program a layer instead of a scan. A scan copies every layer's
   weights at every token on the CPU, hence the default there; elsewhere it compiles faster.
+  `implementation` of the attention, by the names in pallas_kernels/dispatch.py.
   """
   n, s = prompt.shape[0], min(slots or group, group)
   params, prefix, cache, last = open_cache(
-    config, params, prompt, length, s, budget, trunk=trunk, unroll=unroll
-  )
+    config, params, prompt, length, s, budget,
+    trunk=trunk, unroll=unroll, implementation=implementation,
+  )  # fmt: skip
   stops = jnp.asarray(stop_ids, jnp.int32)
   first = project(params, last)  # the same for every completion of a prompt
   state = _Slots(
@@ -227,9 +237,10 @@ def sample(
     return jnp.any(state.sample < group)
 
   def step(state):
-    x, state = decode(config, params, prefix, state)
+    x, state = decode(config, params, prefix, state, implementation)
     fresh = (state.fed == 0)[..., None]
-    logits = jnp.where(fresh, first[:, None], project(params, x)) if s < group else project(params, x)
+    logits = project(params, x)
+    logits = jnp.where(fresh, first[:, None], logits) if s < group else logits
     state = _advance(state, logits, keys, stops, choice)
     return state._replace(step=state.step + 1)
 

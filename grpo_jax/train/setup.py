@@ -20,6 +20,7 @@ from grpo_jax.train.plan import plan
 from grpo_jax.train.update import Cut, init_state, make_update
 from grpo_jax.types import Fixed, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
+from pallas_kernels.prefix_attention import IMPLEMENTATIONS
 
 # What the loops put into a batch for methods that ask for it.
 SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
@@ -142,6 +143,23 @@ def _check_lengths(c, config, tokenizer, dataset) -> None:
     )
 
 
+def kernels(c, mesh) -> dict[str, str | None]:
+  """Implementations of attention, decode and logprob; None lets the device decide."""
+  k = c.kernels
+  out = {"attention": k.attention, "decode": k.decode, "logprob": k.logprob}
+  for field, name in out.items():
+    if name != "auto" and name not in IMPLEMENTATIONS:
+      raise UserError(
+        f"kernels.{field}={name!r}: use auto or one of {', '.join(IMPLEMENTATIONS)}"
+      )
+    out[field] = None if name == "auto" else name
+  if mesh.size > 1:  # the sampler leaves its split to the compiler, which splits no kernel
+    if out["decode"] not in (None, "xla", "reference"):
+      raise UserError(f"kernels.decode={out['decode']!r}: on several devices only xla is split")
+    out["decode"] = out["decode"] or "xla"
+  return out
+
+
 # ---- parts ---------------------------------------------------------------------------------------
 
 
@@ -210,6 +228,7 @@ def prepare(c, say=print, devices=None) -> Run:
   check(c)
   mesh = sharding.make_mesh(dict(c.mesh), devices)
   _check_rows(c, mesh)
+  chosen = kernels(c, mesh)
   method = make_method(c)
   cut = Cut(epochs=c.batch.epochs, mini=c.batch.mini, micro=c.batch.micro)
   tx, schedule = make_optimizer(c.optimizer, c.steps * cut.epochs * cut.mini)
@@ -232,6 +251,8 @@ def prepare(c, say=print, devices=None) -> Run:
     remat=c.score.remat,
     trunk=sampling.trunk,
     rows=sharding.rows(mesh),
+    implementation=chosen["attention"],
+    logprob=chosen["logprob"],
   )
   pool.ready()
   return Run(

@@ -1,45 +1,40 @@
-"""Log-probability of a token and entropy, from hidden states and the output matrix.
+"""Log-probability of a token, entropy and log Z, from hidden states and the output matrix.
 
-Plain XLA in chunks of tokens: the [X, V] table of logits exists for one chunk at a time, in the
-forward pass and, recomputed, in the backward pass. So the memory is flat in the number of tokens.
+The [X, V] table of logits is never kept: "xla" forms it for one chunk of tokens at a time, the
+Pallas kernels for one block of tokens and vocabulary, in the forward pass and again in the backward.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import dispatch
+from pallas_kernels.token_logprob import gpu, sharded, tpu, xla
+from pallas_kernels.token_logprob.pieces import TokenLogprob
 from pallas_kernels.token_logprob.reference import token_logprob as reference
+from pallas_kernels.token_logprob.xla import from_logits
 
-__all__ = ["TokenLogprob", "from_logits", "reference", "token_logprob"]
-
-
-class TokenLogprob(NamedTuple):
-  logp: Float[Array, " X"]
-  entropy: Float[Array, " X"]
+__all__ = ["TABLE", "TokenLogprob", "from_logits", "reference", "token_logprob",
+           "token_logprob_sharded"]  # fmt: skip
 
 
-def from_logits(logits: Float[Array, "X V"], target: Int[Array, " X"]) -> TokenLogprob:
-  """The one definition that sampler and trainer share; logits are float32 and already divided
-  by the temperature. Entropy in nats: log Z - sum_v p_v z_v."""
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-  shifted = logits - top[:, None]
-  weight = jnp.exp(shifted)
-  total = jnp.sum(weight, axis=-1)
-  log_total = jnp.log(total)
-  picked = jnp.take_along_axis(shifted, target[:, None], axis=-1)[:, 0]
-  mean = jnp.sum(weight * shifted, axis=-1) / total
-  return TokenLogprob(picked - log_total, log_total - mean)
+def _reference(hidden, head, target, temperature, *, chunk, strided):
+  del chunk, strided
+  return TokenLogprob(*reference(hidden, head, target, temperature))
 
 
-def _chunk(hidden, head, target, temperature):
-  logits = jnp.einsum("xd,vd->xv", hidden, head, preferred_element_type=jnp.float32)
-  return from_logits(logits / temperature, target)
+TABLE = {
+  "reference": _reference,
+  "xla": xla.token_logprob,
+  "tpu": tpu.token_logprob,
+  "gpu": gpu.token_logprob,
+  "tpu_interpret": functools.partial(tpu.token_logprob, interpret=True),
+  "gpu_interpret": functools.partial(gpu.token_logprob, interpret=True),
+}
 
 
-@functools.partial(jax.jit, static_argnames=("chunk", "strided"))
 def token_logprob(
   hidden: Float[Array, "X D"],
   head: Float[Array, "V D"],
@@ -48,24 +43,50 @@ def token_logprob(
   *,
   chunk: int = 256,
   strided: bool = False,
+  implementation: str | None = None,
 ) -> TokenLogprob:
-  """log softmax(h W^T / temperature)[target] and its entropy, each [X] in float32.
+  """log softmax(h W^T / temperature)[target], its entropy and log Z, each [X] in float32.
 
-  `chunk` tokens at a time, recomputed in the backward pass; chunk = 0 keeps all logits (less
-  arithmetic, memory X * V). Both outputs are differentiable in `hidden` and `head`. `strided`:
-  piece j takes the tokens j, j + pieces, ..., so that tokens which devices hold in blocks give
-  every device its share of every piece; it costs copies of `hidden`, so only for split tokens.
+  All three are differentiable in `hidden` and `head`: d logp = onehot - p, d entropy =
+  -p (log p + entropy), d lse = p, times d z. `temperature`, also a traced one, is a constant: its
+  gradient is 0 by definition. Unused outputs cost nothing that is worth counting.
+
+  "xla": `chunk` tokens at a time, recomputed in the backward pass; chunk = 0 keeps all logits (less
+  arithmetic, memory X * V). `strided`: piece j takes the tokens j, j + pieces, ..., so that tokens
+  which devices hold in blocks give every device its share of every piece; it costs copies of
+  `hidden`, so only for tokens that are split over devices under `jit`.
+  Kernels: hidden and head in bfloat16 or float32. With two bfloat16 inputs the gradient of the logits
+  is rounded to bfloat16 before its products; sums are float32. Blocks of tokens without any cotangent
+  are skipped in the backward pass. A compiler cannot split a kernel, so they refuse `strided`, and
+  over devices they run inside `jax.shard_map(..., check_vma=False)`.
   """
-  x = hidden.shape[0]
-  if not chunk or chunk >= x:
-    return _chunk(hidden, head, target, temperature)
-  pieces = -(-x // chunk)
-  chunk = -(-x // pieces)  # even pieces: the least padding
-  pad = pieces * chunk - x
-  shape = (chunk, pieces) if strided else (pieces, chunk)
-  turn = lambda a: a.swapaxes(0, 1) if strided else a
-  hidden = turn(jnp.pad(hidden, ((0, pad), (0, 0))).reshape(*shape, -1))
-  target = turn(jnp.pad(target, (0, pad)).reshape(shape))
-  piece = jax.checkpoint(lambda h, t: _chunk(h, head, t, temperature))
-  out = jax.lax.map(lambda a: piece(*a), (hidden, target))
-  return TokenLogprob(*(turn(a).reshape(-1)[:x] for a in out))
+  temperature = jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
+  args = hidden, head, target, temperature
+  return dispatch.run(TABLE, implementation, *args, chunk=chunk, strided=strided)
+
+
+def token_logprob_sharded(
+  hidden: Float[Array, "X D"],
+  head: Float[Array, "Vn D"],
+  target: Int[Array, " X"],
+  temperature: float | Float[Array, ""] = 1.0,
+  *,
+  axis_name: str,
+  chunk: int = 256,
+  implementation: str | None = None,
+) -> TokenLogprob:
+  """`token_logprob` inside `jax.shard_map`, for a vocabulary split over `axis_name`.
+
+  Device i of the axis holds rows i V/n ... (i+1) V/n of the output matrix; `hidden` and `target` are
+  the same on all of them, as are the results. One all-gather of [3, X] joins the parts. The gradient
+  of `head` is local to the device; that of `hidden` is summed over the axis by `shard_map` itself.
+  Differentiate around `shard_map` (with or without check_vma; kernels need check_vma=False), or, only
+  with check_vma=True, inside it.
+  """
+
+  def local(hidden, head, target):
+    return token_logprob(
+      hidden, head, target, temperature, chunk=chunk, implementation=implementation
+    )
+
+  return sharded.join(local, hidden, head, target, axis_name)

@@ -9,10 +9,11 @@ def token_logprob(
   hidden: Float[Array, "X D"],
   head: Float[Array, "V D"],
   target: Int[Array, " X"],
-  temperature: float = 1.0,
-) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
-  """log_softmax(hidden head^T / temperature)[target] and the entropy of that distribution."""
+  temperature: float | Float[Array, ""] = 1.0,
+) -> tuple[Float[Array, " X"], Float[Array, " X"], Float[Array, " X"]]:
+  """log_softmax(hidden head^T / temperature)[target], the entropy of that distribution and log Z."""
   logits = jnp.einsum("xd,vd->xv", hidden, head, preferred_element_type=jnp.float32) / temperature
   logp = jax.nn.log_softmax(logits, axis=-1)
   entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-  return jnp.take_along_axis(logp, target[:, None], axis=-1)[:, 0], entropy
+  picked = jnp.take_along_axis(logp, target[:, None], axis=-1)[:, 0]
+  return picked, entropy, jax.nn.logsumexp(logits, axis=-1)
