@@ -1,0 +1,18 @@
+"""D3S (Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework) on the quick start's
+task.
+
+  python -m experiments.train --config=configs/d3s.py
+  python -m experiments.train --config=configs/d3s.py:debug      (under a minute)
+
+The schedule ends with the run: with other steps, say so twice.
+
+  --config.steps=100 --config.method_args.total_steps=100
+"""
+
+from configs import quickstart
+
+
+def get_config(variant: str = ""):
+  c = quickstart.get_config(variant)
+  c.method, c.method_args = "d3s", {"total_steps": 36}
+  return c

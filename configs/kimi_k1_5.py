@@ -1,0 +1,17 @@
+"""Kimi k1.5's policy optimization on the quick start's task.
+
+  python -m experiments.train --config=configs/kimi_k1_5.py
+  python -m experiments.train --config=configs/kimi_k1_5.py:debug      (under a minute)
+
+Two updates a batch, the second with the pull to the policy that sampled it; Adam starts anew with
+every batch. The length reward is off: answers here are as long as the number is.
+"""
+
+from configs import quickstart
+
+
+def get_config(variant: str = ""):
+  c = quickstart.get_config(variant)
+  c.method, c.method_args = "kimi_k1_5", {"tau": 0.02, "length_weight": 0.0}
+  c.batch.mini = 2
+  return c
