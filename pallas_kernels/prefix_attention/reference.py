@@ -82,7 +82,7 @@ def prefix_attention(
   rows = jnp.where(dead, 0, q).reshape(n, s, kv, h // kv, d).transpose(0, 2, 3, 1, 4)
   keys, values = (a.transpose(0, 2, 1, 3)[:, :, None] for a in (k, v))
   out = _attend(rows, keys, values, mask[:, None, None], softcap, sink)
-  return out.transpose(0, 3, 1, 2, 4).reshape(n, s, h, d)
+  return jnp.where(dead, 0, out.transpose(0, 3, 1, 2, 4).reshape(n, s, h, d))
 
 
 def decode_attention(

@@ -133,9 +133,7 @@ def decode_attention(
   """As `reference.decode_attention`; without a gradient. Caches are read where they lie."""
   n, s, a, h, d = q.shape
   kv, p, c = k.shape[1], k_prefix.shape[2], k.shape[3]
-  cache = common.check(
-    q, k_prefix, v_prefix, k, v, kv=kv, blocks=blocks, interpret=interpret
-  ).cache
+  cache = common.check(q, k_prefix, v_prefix, k, v, kv=kv, blocks=blocks, interpret=interpret).cache
   keys, block = common.fit(p, cache), common.fit(c, cache)
   prefix_blocks, own_blocks = common.ceil(p, keys), common.ceil(c, block)
   width = prefix_blocks + s * own_blocks
@@ -179,9 +177,7 @@ def decode_attention(
       scratch_shapes=[pltpu.VMEM((s * size, x), jnp.float32) for x in (128, 128, d)],
     ),
     out_shape=jax.ShapeDtypeStruct(rows.shape, q.dtype),
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel", "arbitrary")
-    ),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
     cost_estimate=pl.CostEstimate(
       flops=4 * d * n * h * a * s * (p + c),
       transcendentals=n * h * a * s * (p + c),

@@ -91,9 +91,7 @@ def forward(
       jax.ShapeDtypeStruct((n, kv, d, y), q.dtype),
       jax.ShapeDtypeStruct((n, kv, 1, y), jnp.float32),
     ],
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel", "arbitrary")
-    ),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
     cost_estimate=cost(q, k, options, 2),
     interpret=options.interpret,
     name="prefix_attention_forward",

@@ -27,6 +27,9 @@ class Case(NamedTuple):
   d: int
   trunk: int = 0  # keys before all prompts
   packed: bool = False  # g * t tokens cut into completions of random lengths
+  window: int | None = None
+  softcap: float | None = None
+  sink: bool = False
 
 
 CASES = (
@@ -35,6 +38,8 @@ CASES = (
   Case(9, 1, 0, 4, 2, 4),
   Case(1, 2, 7, 2, 2, 2),
   Case(4, 1, 11, 4, 1, 4, trunk=2, packed=True),
+  Case(6, 2, 5, 4, 2, 4, window=3, softcap=1.5),
+  Case(5, 1, 9, 2, 1, 4, trunk=3, packed=True, window=4, sink=True),
 )
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 implementations = pytest.mark.parametrize("implementation", ["xla", "reference"])
@@ -53,7 +58,7 @@ class Data(NamedTuple):
 
 
 def draw(case, seed, lengths=None):
-  p, g, t, h, kv, d, c, packed = case
+  p, g, t, h, kv, d, c, packed, *_ = case
   rng = np.random.default_rng(seed)
   q, out = (rng.normal(size=(N, p + g * t, h, d)) for _ in range(2))
   k, v = (rng.normal(size=(N, p + g * t, kv, d)) for _ in range(2))
@@ -69,13 +74,15 @@ def draw(case, seed, lengths=None):
 
 
 def visible(case, data, n, i):
-  """Indices into [trunk; prompt; completions] that query i of row n may see."""
+  """Indices into [trunk; prompt; completions] that query i of row n may see, oldest first."""
   start = case.trunk
   if i < case.p:
-    return list(range(start + min(i + 1, data.length[n])))
-  own = data.segment[n]
-  same = [j for j in range(i - case.p + 1) if own[j] == own[i - case.p]]
-  return [*range(start + data.length[n]), *(start + case.p + j for j in same)]
+    see = list(range(start + min(i + 1, data.length[n])))
+  else:
+    own = data.segment[n]
+    same = [j for j in range(i - case.p + 1) if own[j] == own[i - case.p]]
+    see = [*range(start + data.length[n]), *(start + case.p + j for j in same)]
+  return see if case.window is None else see[-case.window :]  # positions have no gaps
 
 
 def loops(case, data):
@@ -90,11 +97,15 @@ def loops(case, data):
       continue
     see = visible(case, data, n, i)
     keys, values, grad = k[n, see, h // share], v[n, see, h // share], data.cotangent[n, i, h]
-    weight = np.exp(keys @ q[n, i, h] * scale)
-    weight /= weight.sum()
+    score, slope = keys @ q[n, i, h] * scale, 1
+    if case.softcap is not None:
+      score = case.softcap * np.tanh(score / case.softcap)
+      slope = 1 - (score / case.softcap) ** 2
+    weight = np.exp(score)
+    weight /= weight.sum() + case.sink
     out[n, i, h] = weight @ values
     back = values @ grad
-    back = weight * (back - weight @ back) * scale
+    back = weight * (back - weight @ back) * slope * scale
     dq[n, i, h] = back @ keys
     np.add.at(dk, (n, see, h // share), back[:, None] * q[n, i, h])
     np.add.at(dv, (n, see, h // share), weight[:, None] * grad)
@@ -113,6 +124,9 @@ def compiled(case, implementation, is_wide):
         num_prefix=case.p,
         trunk=(trunk_k, trunk_v) if case.trunk else None,
         implementation=implementation,
+        window=case.window,
+        softcap=case.softcap,
+        sink=case.sink,
         **layout,
       )  # fmt: skip
 
@@ -161,25 +175,23 @@ def test_values_and_gradients_equal_loops(case, implementation, dtype):
 
 @cases
 @implementations
-def test_nan_in_padded_keys_and_values_changes_no_bit(case, implementation):
-  data = draw(case, 1)
-  padded = np.arange(case.p)[None] >= data.length[:, None]
-  k, v = data.k.copy(), data.v.copy()
-  k[:, : case.p][padded] = v[:, : case.p][padded] = np.nan
-  found = run(case, data._replace(k=k, v=v), implementation)
-  for name, a, b in zip(NAMES, found, run(case, data, implementation), strict=True):
-    np.testing.assert_array_equal(a, b, err_msg=name)
-  assert not found[2][:, : case.p][padded].any() and not found[3][:, : case.p][padded].any()
-
-
-@implementations
-def test_outputs_at_padded_positions_are_finite(implementation):
-  case = CASES[-1]
-  data = draw(case, 2, (1, 4, 2))
-  assert (data.segment < 0).any()
+def test_what_padding_holds_changes_no_bit_and_its_outputs_and_gradients_are_0(
+  case, implementation
+):
+  data = draw(case, 1, (1, 4, 2))
+  padded = ~used(case, data)
+  assert padded[:, case.p :].any() == case.packed
+  poison = lambda a, x: np.where(padded[..., None, None], x, a)
+  moved = {x: poison(getattr(data, x), np.nan) for x in ("q", "k", "v", "cotangent")}
   raw = compiled(case, implementation, False)
-  out = raw(*(np.asarray(a, np.float32) for a in data[:6]), *(a.astype(np.int32) for a in data[6:]))
-  assert all(np.isfinite(a).all() for a in out)
+  found, clean = (
+    raw(*(np.asarray(a, np.float32) for a in d[:6]), *(a.astype(np.int32) for a in d[6:]))
+    for d in (data._replace(**moved), data)
+  )
+  for name, a, b in zip(NAMES, found, clean, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=name)
+  for a in found[:4]:
+    assert not np.asarray(a)[padded].any()
 
 
 @implementations
@@ -220,7 +232,7 @@ def test_a_group_of_one_is_plain_causal_attention(implementation):
   plain = data._replace(length=np.full(N, 9), segment=data.segment[:, :0])
   close(run(case, data, implementation), loops(whole, plain), 1e-5)
   f32 = (np.asarray(a, np.float32) for a in data[:3])
-  out = attention.prompt_attention(*f32, jnp.full(N, 9))
+  out = attention.prompt_attention(*f32, jnp.full(N, 9), implementation=implementation)
   np.testing.assert_allclose(out, loops(whole, plain)[0], rtol=0, atol=1e-5)
 
 
@@ -262,12 +274,71 @@ def test_decoding_gives_the_last_row_of_the_whole_form(case):
   np.testing.assert_allclose(found, last(out), rtol=0, atol=1e-5)
 
 
+def decode_loops(q, k_prefix, v_prefix, length, k, v, visible, softcap, sink):
+  out = np.zeros(q.shape)
+  share = q.shape[3] // k.shape[1]
+  for n, s, a, h in np.ndindex(q.shape[:4]):
+    see, j = visible[n, s, a], h // share
+    keys, values = (
+      np.concatenate([x[n, j, : length[n]], y[n, j, s, see]])
+      for x, y in ((k_prefix, k), (v_prefix, v))
+    )
+    score = keys @ q[n, s, a, h] / np.sqrt(q.shape[-1])
+    weight = np.exp(score if softcap is None else softcap * np.tanh(score / softcap))
+    out[n, s, a, h] = weight @ values / (weight.sum() + sink)
+  return out
+
+
+@implementations
+@pytest.mark.parametrize("softcap, sink", [(None, False), (1.5, True)])
+def test_decoding_a_few_queries_a_slot_equals_loops(implementation, softcap, sink):
+  rng = np.random.default_rng(9)
+  q, k, v = (rng.normal(size=(N, *s)) for s in ((4, 2, 6, 4), (3, 4, 7, 4), (3, 4, 7, 4)))
+  prefix, length = rng.normal(size=(2, N, 3, 5, 4)), np.asarray([1, 5, 3])
+  visible = rng.random((N, 4, 2, 7)) < 0.5
+  visible[0, 1] = False  # a slot that has only the prompt
+  args = q, *prefix, length, k, v, visible
+  with wide():
+    found = attention.decode_attention(
+      *map(jnp.asarray, args), softcap=softcap, sink=sink, implementation=implementation
+    )
+  np.testing.assert_allclose(found, decode_loops(*args, softcap, sink), rtol=0, atol=1e-13)
+
+
+@implementations
+def test_a_fixed_sink_is_a_trunk_of_one_zero(implementation):
+  """Card 44: a key and a value of 0, at first learned and then only counted."""
+  case = Case(5, 2, 4, 4, 2, 4, trunk=1)
+  data = draw(case, 10)
+  zero = data._replace(trunk_k=0 * data.trunk_k, trunk_v=0 * data.trunk_v)
+  given = run(case, zero, implementation)[:4]
+  close((*run(case._replace(trunk=0, sink=True), data, implementation)[:4],
+         *data[3:5]), (*given, *data[3:5]), 2e-6)  # fmt: skip
+
+
+@implementations
+def test_nothing_but_the_sink_gives_half_of_a_value_whose_score_is_0(implementation):
+  q, k, v = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 1, 2)), np.ones((1, 1, 1, 2))
+  out = attention.prompt_attention(
+    *(jnp.asarray(a, jnp.float32) for a in (q, k, v)), jnp.ones(1, jnp.int32),
+    sink=True, implementation=implementation,
+  )  # fmt: skip
+  np.testing.assert_array_equal(out, np.full((1, 1, 1, 2), 0.5))
+
+
 def test_bad_arguments_are_refused_by_name():
   data = draw(CASES[0], 0)
   with pytest.raises(ValueError, match="implementation='flash'.*xla"):
     run(CASES[0], data, "flash")
+  call = functools.partial(attention.prefix_attention, *data[:3], data.length, num_prefix=5)
   with pytest.raises(ValueError, match="group=3.*segment"):
-    attention.prefix_attention(*data[:3], data.length, num_prefix=5, group=3, segment=data.segment)
+    call(group=3, segment=data.segment)
+  with pytest.raises(ValueError, match="group=5.*X = 12"):
+    call(group=5)
+  with pytest.raises(ValueError, match="window=0"):
+    call(window=0)
+  with pytest.raises(ValueError, match="softcap=0"):
+    call(softcap=0.0)
 
 
 # ---- the paper's own code -----------------------------------------------------------------------
