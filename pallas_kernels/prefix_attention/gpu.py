@@ -9,25 +9,27 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.prefix_attention import gpu_common as common
 from pallas_kernels.prefix_attention import reference
 from pallas_kernels.prefix_attention.gpu_backward import backward
-from pallas_kernels.prefix_attention.gpu_common import Blocks, Layout, Tile
+from pallas_kernels.prefix_attention.gpu_blocks import Blocks, Tile, choose
 from pallas_kernels.prefix_attention.gpu_decode import decode
 from pallas_kernels.prefix_attention.gpu_forward import forward
 
 __all__ = ["Blocks", "Tile", "decode_attention", "prefix_attention"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _attend(q, k, v, length, table, layout: Layout, blocks: Blocks, interpret: bool):
-  return forward(q, k, v, length, table, layout, blocks.forward, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q, k, v, length, table, layout: common.Layout, blocks: Blocks):
+  return forward(q, k, v, length, table, layout, blocks.forward)[0]
 
 
-def _attend_fwd(q, k, v, length, table, layout, blocks, interpret):
-  out, lse = forward(q, k, v, length, table, layout, blocks.forward, interpret)
+def _attend_fwd(q, k, v, length, table, layout, blocks):
+  out, lse = forward(q, k, v, length, table, layout, blocks.forward)
   return out, (q, k, v, length, table, out, lse)
 
 
-def _attend_bwd(layout, blocks, interpret, saved, do):
-  grads = backward(*saved, do, layout, (blocks.dq, blocks.dkv), interpret)
+def _attend_bwd(layout, blocks, saved, do):
+  q, k, v, length, table, out, lse = saved
+  tiles = blocks.dq, blocks.dkv
+  grads = backward(q, k, v, length, table, out, lse, do, layout, tiles)
   return *grads, None, None
 
 
@@ -51,27 +53,28 @@ def prefix_attention(
 ) -> Float[Array, "N S H d"]:
   """`reference.prefix_attention` with kernels forward and backward; saves out and log-sum-exp.
 
-  bfloat16, float16 and float32 (never cut to tf32), sums in float32; head sizes of a small table.
-  NotImplementedError for anything else, and for what is empty.
+  bfloat16, float16 and float32, sums in float32; the head sizes of gpu_blocks.TABLE.
+  NotImplementedError for others, and for what is empty.
   """
   heads, kv_heads, d = q.shape[2], k.shape[2], q.shape[3]
   common.check({"q": q, "k": k, "v": v}, heads, kv_heads, interpret)
-  layout = Layout(
-    q.shape[1],
-    k.shape[1],
-    num_prefix,
-    heads,
-    kv_heads,
-    d,
-    window,
-    softcap,
-    bool(sink),
-    segment is not None,
+  layout = common.Layout(
+    queries=q.shape[1],
+    keys=k.shape[1],
+    num_prefix=num_prefix,
+    heads=heads,
+    kv_heads=kv_heads,
+    head_dim=d,
+    window=window,
+    softcap=softcap,
+    sink=bool(sink),
+    packed=segment is not None,
+    interpret=interpret,
   )
-  blocks = common.choose(blocks, q.dtype, d)
+  blocks = choose(blocks, q.dtype, d)
   length = jnp.minimum(prefix_length.astype(jnp.int32), layout.prefix)
   table = common.make_table(layout, length, group, segment)
-  return _attend(q, k, v, length, table, layout, blocks, interpret)
+  return _attend(q, k, v, length, table, layout, blocks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9, 10))
@@ -124,7 +127,7 @@ def decode_attention(
   """
   arrays = {"q": q, "k_prefix": k_prefix, "v_prefix": v_prefix, "k": k, "v": v}
   common.check(arrays, q.shape[3], k.shape[1], interpret)
-  blocks = common.choose(blocks, q.dtype, q.shape[-1])
+  blocks = choose(blocks, q.dtype, q.shape[-1])
   return _decode(
     q, k_prefix, v_prefix, prefix_length, k, v, visible, softcap, bool(sink), blocks, interpret
   )

@@ -12,13 +12,14 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.prefix_attention import gpu_common as common
-from pallas_kernels.prefix_attention.gpu_common import Layout, Tile
+from pallas_kernels.prefix_attention.gpu_blocks import Tile
+from pallas_kernels.prefix_attention.gpu_common import Layout
 from pallas_kernels.prefix_attention.gpu_forward import cost, specs
 
 
 def _weights(a, b, layout: Layout, mask, lse):
   """softmax weights and slope of the scores a b^T; `lse` is broadcast against them."""
-  s = common.score(common.dot(a, b, trans_b=True), layout.head_dim, layout.softcap)
+  s = common.score(common.dot(a, b, layout, trans_b=True), layout)
   return jnp.exp2(common.hide(s, mask) * s.factor - lse), s.slope
 
 
@@ -42,8 +43,8 @@ def _dq_kernel(
     k = common.load_keys(k_ref, first, tile.keys, ok)
     v = common.load_keys(v_ref, first, tile.keys, ok)
     weight, slope = _weights(q, k, layout, mask, lse)
-    ds = _slanted(weight, common.dot(do, v, trans_b=True) - delta, slope)
-    return dq + common.dot(ds.astype(k.dtype), k)
+    ds = _slanted(weight, common.dot(do, v, layout, trans_b=True) - delta, slope)
+    return dq + common.dot(ds.astype(k.dtype), k, layout)
 
   dq = jnp.zeros((tile.rows, layout.head_dim), lse_ref.dtype)
   dq = common.over_keys(step, dq, seen, table_ref, length, layout, tile.keys)
@@ -105,9 +106,9 @@ def _dkv_kernel(
     lse, delta = (common.load_rows(ref, rows)[None, :] for ref in (lse_ref, delta_ref))
     mask = mask_of and mask_of(common.load_seen(table_ref, rows))
     weight, slope = _weights(k, q, layout, mask, lse)
-    dv = dv + common.dot(weight.astype(do.dtype), do)
-    ds = _slanted(weight, common.dot(v, do, trans_b=True) - delta, slope)
-    return dk + common.dot(ds.astype(q.dtype), q), dv
+    dv = dv + common.dot(weight.astype(do.dtype), do, layout)
+    ds = _slanted(weight, common.dot(v, do, layout, trans_b=True) - delta, slope)
+    return dk + common.dot(ds.astype(q.dtype), q, layout), dv
 
   def in_prefix(seen):
     low = None if layout.window is None else seen.a0[None, :]
@@ -144,7 +145,6 @@ def backward(
   do: Float[Array, "N S H d"],
   layout: Layout,
   tiles: tuple[Tile, Tile],
-  interpret: bool,
 ) -> tuple[Float[Array, "N S H d"], Float[Array, "N M K d"], Float[Array, "N M K d"]]:
   """(dq, dk, dv); 0 for padding, whatever it holds."""
   n = q.shape[0]
@@ -165,7 +165,7 @@ def backward(
     out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
     compiler_params=dq_tile.params,
     cost_estimate=cost(layout, n, q.dtype.itemsize, 3),
-    interpret=interpret,
+    interpret=layout.interpret,
     name="prefix_attention_dq",
   )(*args)
   blocks = sum(common.ceil_div(size, dkv_tile.keys) for size in (layout.prefix, layout.own))
@@ -177,7 +177,7 @@ def backward(
     out_shape=[jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)],
     compiler_params=dkv_tile.params,
     cost_estimate=cost(layout, n, q.dtype.itemsize, 4),
-    interpret=interpret,
+    interpret=layout.interpret,
     name="prefix_attention_dkv",
   )(*args)
   return dq, dk, dv

@@ -1,4 +1,4 @@
-"""What the GPU kernels share: block sizes, the table of query rows, and the walk over keys.
+"""What the GPU kernels share: the table of query rows, and the walk over keys.
 
 A program owns one key head of one prompt and a block of its *rows*: row i is head i % rep of the
 token i // rep, so the query heads that share keys lie side by side and read them once.
@@ -15,86 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Int
 
+from pallas_kernels.prefix_attention.gpu_blocks import TABLE
 from pallas_kernels.prefix_attention.ranges import ranges
 
 LOG2E = math.log2(math.e)
 LOW = -1e30  # finite: a row with nothing to see must not subtract infinities
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-  """Rows and keys of one step, and how the compiler spreads it: powers of two."""
-
-  rows: int
-  keys: int
-  warps: int = 4
-  stages: int = 2
-
-  def __post_init__(self):
-    for name in ("rows", "keys"):
-      size = getattr(self, name)
-      if size < 16 or size & (size - 1):
-        raise ValueError(f"{name}={size}: must be a power of two, at least 16")
-    if self.warps not in (1, 2, 4, 8, 16):
-      raise ValueError(f"warps={self.warps}: must be 1, 2, 4, 8 or 16")
-    if self.stages < 1:
-      raise ValueError(f"stages={self.stages}: must be at least 1")
-
-  @property
-  def params(self) -> plgpu.CompilerParams:
-    return plgpu.CompilerParams(num_warps=self.warps, num_stages=self.stages)
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-  """Tiles of the three kernels of training, and of the two of decoding."""
-
-  forward: Tile
-  dq: Tile
-  dkv: Tile
-  prefix: Tile
-  own: Tile
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if not isinstance(getattr(self, field.name), Tile):
-        raise ValueError(f"{field.name}: must be a Tile")
-
-
-def blocks_of(size: int) -> Blocks:
-  """The same small tile everywhere, for tests."""
-  return Blocks(*(Tile(size, size) for _ in dataclasses.fields(Blocks)))
-
-
-# By bytes of a number and head size. Reasoned, and compiled for an H200 without spilled registers;
-# not tuned, since no device was at hand. Other kinds of devices get the same.
-_BLOCKS = {
-  (2, 32): Blocks(*(Tile(128, 64, 4, 3) for _ in range(3)), Tile(64, 64, 4, 3), Tile(16, 64, 4, 3)),
-  (2, 64): Blocks(
-    Tile(128, 64, 4, 3),
-    Tile(128, 64, 8, 2),
-    Tile(64, 128, 8, 2),
-    Tile(64, 64, 4, 3),
-    Tile(16, 64, 4, 3),
-  ),
-  (2, 128): Blocks(
-    Tile(128, 64, 8, 3),
-    Tile(128, 64, 8, 2),
-    Tile(64, 128, 8, 2),
-    Tile(64, 64, 4, 3),
-    Tile(16, 64, 4, 3),
-  ),
-  (2, 256): Blocks(
-    Tile(64, 32, 8, 2),
-    Tile(64, 32, 8, 2),
-    Tile(32, 64, 8, 1),
-    Tile(32, 32, 4, 2),
-    Tile(16, 32, 4, 2),
-  ),
-  (4, 32): Blocks(*(Tile(32, 32) for _ in range(4)), Tile(16, 32)),
-  (4, 64): Blocks(*(Tile(32, 32) for _ in range(4)), Tile(16, 32)),
-  (4, 128): Blocks(*(Tile(32, 32, 8) for _ in range(3)), Tile(32, 32, 4), Tile(16, 32)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +36,7 @@ class Layout:
   softcap: float | None = None
   sink: bool = False
   packed: bool = False  # padding may lie between completions
+  interpret: bool = False
 
   @property
   def rep(self) -> int:
@@ -149,42 +75,43 @@ def check(arrays: dict[str, Array], heads: int, kv_heads: int, interpret: bool) 
       raise NotImplementedError(f"{name} is empty")
   if heads % kv_heads:
     raise NotImplementedError(f"{heads} query heads on {kv_heads} key heads: must be a multiple")
-  if not interpret and (dtype.itemsize, arrays["q"].shape[-1]) not in _BLOCKS:
-    known = sorted(_BLOCKS)
+  if not interpret and (dtype.itemsize, arrays["q"].shape[-1]) not in TABLE:
+    known = sorted(TABLE)
     found = (dtype.itemsize, arrays["q"].shape[-1])
     raise NotImplementedError(f"(bytes, head size) = {found}: the kernels take {known}")
 
 
-def choose(blocks: Blocks | None, dtype: Any, head_dim: int) -> Blocks:
-  if blocks is not None:
-    if not isinstance(blocks, Blocks):
-      raise ValueError(f"blocks: must be gpu.Blocks, not {type(blocks).__name__}")
-    return blocks
-  return _BLOCKS.get((jnp.dtype(dtype).itemsize, head_dim), _BLOCKS[4, 64])
-
-
-def ceil_div(a, b: int):
+def ceil_div(a, b: int) -> Any:
   """Of numbers that are not negative, traced or not."""
   return floor_div(a + (b - 1), b)
 
 
-def floor_div(a, b: int):
+def floor_div(a, b: int) -> Any:
   if isinstance(a, int):
     return a // b
   # `//` would cost comparisons of signs.
-  return jax.lax.div(a, jnp.full_like(a, b) if a.ndim else b)
+  return jax.lax.div(a, jnp.full_like(a, b))
 
 
-def dot(a: Array, b: Array, *, trans_b: bool = False) -> Array:
-  """a b or a b^T, accumulated in float32; float32 inputs are not cut to tf32."""
-  wide = a.dtype == jnp.float32 or a.dtype == jnp.float64
+def dot(a: Array, b: Array, layout: Layout, *, trans_b: bool = False) -> Array:
+  """a b or a b^T, accumulated in float32. Of float32 inputs three products of tf32 pieces: 2^-21
+  of the result, where one would give 2^-10, and no tensor core multiplies them whole."""
+  precision = None
+  if a.dtype.itemsize > 2:
+    exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    precision = jax.lax.Precision.HIGHEST if layout.interpret else exact
   return jax.lax.dot_general(
     a,
     b,
     (((1,), (1 if trans_b else 0,)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST if wide else None,
-    preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+    precision=precision,
+    preferred_element_type=wide(a.dtype),
   )
+
+
+def wide(dtype: Any) -> Any:
+  """Of sums: float32, and float64 for float64."""
+  return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def span(size: int) -> Int[Array, " B"]:
@@ -236,7 +163,7 @@ def load_keys(ref, start, size: int, ok: Array | None) -> Array:
 
 
 def store_keys(ref, start, value: Array, ok: Array) -> None:
-  at = ref.at[pl.ds(start, value.shape[0]), :]
+  at = ref.at[start + span(value.shape[0])[:, None], span(value.shape[1])[None, :]]
   plgpu.store(at, value.astype(ref.dtype), mask=_wide(ok, value.shape[1]))
 
 
@@ -248,13 +175,13 @@ class Score(NamedTuple):
   slope: Array | None
 
 
-def score(product: Array, head_dim: int, softcap: float | None) -> Score:
-  """Of q k^T: scaled, and bounded by `softcap` * tanh(score / softcap)."""
-  if softcap is None:
-    return Score(product, LOG2E * head_dim**-0.5, None)
-  double = 2.0 * LOG2E * head_dim**-0.5 / softcap
+def score(product: Array, layout: Layout) -> Score:
+  """Of q k^T: scaled, and bounded by softcap * tanh(score / softcap)."""
+  if layout.softcap is None:
+    return Score(product, LOG2E * layout.scale, None)
+  double = 2.0 * LOG2E * layout.scale / layout.softcap
   tanh = 1.0 - 2.0 / (jnp.exp2(product * double) + 1.0)  # exp2 may overflow: 1 - 0
-  return Score(tanh, softcap * LOG2E, 1.0 - tanh * tanh)
+  return Score(tanh, layout.softcap * LOG2E, 1.0 - tanh * tanh)
 
 
 def hide(s: Score, mask: Array | None) -> Array:

@@ -5,6 +5,7 @@ so that the cache is read once a group; the second owns a slot, reads its column
 pieces with them: all keep (weighted values, largest score, sum of weights), which is exact.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.prefix_attention import gpu_common as common
-from pallas_kernels.prefix_attention.gpu_common import Layout, Tile
+from pallas_kernels.prefix_attention.gpu_blocks import Tile
+from pallas_kernels.prefix_attention.gpu_common import Layout
 from pallas_kernels.prefix_attention.gpu_forward import absorb, finish, start
 
 PROGRAMS = 264  # two for each multiprocessor of an H200
@@ -41,7 +43,7 @@ def _prefix_kernel(
     mask = None if ok is None else jnp.broadcast_to(ok[None, :], (tile.rows, tile.keys))
     k = common.load_keys(k_ref, first, tile.keys, ok)
     v = common.load_keys(v_ref, first, tile.keys, ok)
-    return absorb(carry, q, k, v, mask, layout.softcap)
+    return absorb(carry, q, k, v, mask, layout)
 
   carry = start(tile.rows, layout.head_dim, False, acc_ref.dtype)
   carry = jax.lax.fori_loop(low, full, functools.partial(step, False), carry)
@@ -83,7 +85,7 @@ def _own_kernel(
     ok = jnp.max(mask.astype(jnp.int32), axis=0) > 0
     k = common.load_keys(k_ref, first, tile.keys, ok)
     v = common.load_keys(v_ref, first, tile.keys, ok)
-    return absorb(carry, q, k, v, mask, layout.softcap)
+    return absorb(carry, q, k, v, mask, layout)
 
   carry = start(tile.rows, layout.head_dim, layout.sink, acc_ref.dtype)
   last = common.ceil_div(stop_ref[n, slot], tile.keys)
@@ -113,15 +115,16 @@ def _pieces(layout: Layout, tile: Tile, n: int) -> int:
   return max(1, min(PROGRAMS // programs, common.ceil_div(layout.keys, tile.keys)))
 
 
-def _fit(tile: Tile, rows: int) -> Tile:
-  """No more rows than there are, but what a product of matrices needs."""
-  return Tile(min(tile.rows, max(16, pl.next_power_of_2(rows))), tile.keys, tile.warps, tile.stages)
+def _fit(tile: Tile, rows: int, most: int | None) -> Tile:
+  """As many rows as there are, at least what a product of matrices needs."""
+  size = max(16, pl.next_power_of_2(rows))
+  return dataclasses.replace(tile, rows=size if most is None else min(size, most))
 
 
-def _prefix(q, k, v, length, layout: Layout, tile: Tile, pieces: int, interpret: bool):
+def _prefix(q, k, v, length, layout: Layout, tile: Tile, pieces: int):
   """acc [N, K, pieces, R, d]; largest score and sum of weights [N, K, pieces, 2, R]."""
   n, d = q.shape[0], layout.head_dim
-  wide = jnp.promote_types(q.dtype, jnp.float32)
+  wide = common.wide(q.dtype)
   key = pl.BlockSpec((None, None, layout.keys, d), lambda _, h, i: (i, h, 0, 0))
   pairs = n * layout.rows * layout.kv_heads * layout.keys
   shape = (n, layout.kv_heads, pieces)
@@ -146,12 +149,12 @@ def _prefix(q, k, v, length, layout: Layout, tile: Tile, pieces: int, interpret:
     cost_estimate=pl.CostEstimate(
       flops=4 * pairs * d, transcendentals=pairs, bytes_accessed=2 * k.size * k.dtype.itemsize
     ),
-    interpret=interpret,
+    interpret=layout.interpret,
     name="prefix_attention_decode_prefix",
   )(length, q, k, v)
 
 
-def _own(q, k, v, visible, pieces, layout: Layout, tile: Tile, interpret: bool):
+def _own(q, k, v, visible, pieces, layout: Layout, tile: Tile):
   """Columns of every slot, merged with the pieces of the prefix: [N, S Q, H, d]."""
   n, slots, queries, columns = visible.shape
   d, rep = layout.head_dim, layout.rep
@@ -185,7 +188,7 @@ def _own(q, k, v, visible, pieces, layout: Layout, tile: Tile, interpret: bool):
     cost_estimate=pl.CostEstimate(
       flops=4 * pairs * d, transcendentals=pairs, bytes_accessed=2 * k.size * k.dtype.itemsize
     ),
-    interpret=interpret,
+    interpret=layout.interpret,
     name="prefix_attention_decode_own",
   )(stop, q, k, v, visible, acc, stat)
 
@@ -205,13 +208,22 @@ def decode(
 ) -> Float[Array, "N S Q H d"]:
   n, slots, queries, heads, d = q.shape
   kv = k.shape[1]
-  layout = Layout(slots * queries, k_prefix.shape[2], 0, heads, kv, d, None, softcap, sink)
+  layout = Layout(
+    queries=slots * queries,
+    keys=k_prefix.shape[2],
+    num_prefix=0,
+    heads=heads,
+    kv_heads=kv,
+    head_dim=d,
+    softcap=softcap,
+    sink=sink,
+    interpret=interpret,
+  )
   length = jnp.minimum(prefix_length.astype(jnp.int32), layout.keys)
   flat = q.reshape(n, slots * queries, heads, d)
-  prefix_tile, own_tile = (
-    _fit(tile, rows) for tile, rows in zip(tiles, (layout.rows, queries * layout.rep), strict=True)
-  )
+  prefix_tile = _fit(tiles[0], layout.rows, tiles[0].rows)
+  own_tile = _fit(tiles[1], queries * layout.rep, None)  # a slot is one program
   count = _pieces(layout, prefix_tile, n)
-  pieces = _prefix(flat, k_prefix, v_prefix, length, layout, prefix_tile, count, interpret)
-  columns = Layout(slots * queries, k.shape[3], 0, heads, kv, d, None, softcap, sink)
-  return _own(flat, k, v, visible, pieces, columns, own_tile, interpret).reshape(q.shape)
+  pieces = _prefix(flat, k_prefix, v_prefix, length, layout, prefix_tile, count)
+  columns = dataclasses.replace(layout, keys=k.shape[3])
+  return _own(flat, k, v, visible, pieces, columns, own_tile).reshape(q.shape)

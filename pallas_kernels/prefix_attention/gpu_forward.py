@@ -8,7 +8,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.prefix_attention import gpu_common as common
-from pallas_kernels.prefix_attention.gpu_common import LOG2E, LOW, Layout, Tile
+from pallas_kernels.prefix_attention.gpu_blocks import Tile
+from pallas_kernels.prefix_attention.gpu_common import LOG2E, LOW, Layout
 
 
 def start(rows: int, head_dim: int, sink: bool, dtype):
@@ -18,15 +19,15 @@ def start(rows: int, head_dim: int, sink: bool, dtype):
   return acc, fill, jnp.full((rows,), 1.0 if sink else 0.0, dtype)
 
 
-def absorb(carry, q: Array, k: Array, v: Array, mask: Array | None, softcap: float | None):
+def absorb(carry, q: Array, k: Array, v: Array, mask: Array | None, layout: Layout):
   """The online softmax: one more block of keys."""
   acc, top, total = carry
-  s = common.score(common.dot(q, k, trans_b=True), q.shape[-1], softcap)
+  s = common.score(common.dot(q, k, layout, trans_b=True), layout)
   value = common.hide(s, mask)
   higher = jnp.maximum(top, jnp.max(value, axis=1) * s.factor)
   weight = jnp.exp2(value * s.factor - higher[:, None])
   shrink = jnp.exp2(top - higher)
-  acc = acc * shrink[:, None] + common.dot(weight.astype(v.dtype), v)
+  acc = acc * shrink[:, None] + common.dot(weight.astype(v.dtype), v, layout)
   return acc, higher, total * shrink + jnp.sum(weight, axis=1)
 
 
@@ -52,7 +53,7 @@ def _kernel(
   def step(first, ok, mask, carry):
     k = common.load_keys(k_ref, first, tile.keys, ok)
     v = common.load_keys(v_ref, first, tile.keys, ok)
-    return absorb(carry, q, k, v, mask, layout.softcap)
+    return absorb(carry, q, k, v, mask, layout)
 
   carry = start(tile.rows, layout.head_dim, layout.sink, lse_ref.dtype)
   carry = common.over_keys(step, carry, seen, table_ref, length, layout, tile.keys)
@@ -94,12 +95,11 @@ def forward(
   table: Int[Array, "N 5 S"],
   layout: Layout,
   tile: Tile,
-  interpret: bool,
 ) -> tuple[Float[Array, "N S H d"], Float[Array, "N S H"]]:
   """Output, and log2 sum exp2(score log2 e) of every row."""
   n = q.shape[0]
   at = specs(layout, n)
-  wide = jnp.promote_types(q.dtype, jnp.float32)
+  wide = common.wide(q.dtype)
   return pl.pallas_call(
     functools.partial(_kernel, layout=layout, tile=tile),
     grid=(common.ceil_div(layout.rows, tile.rows), layout.kv_heads, n),
@@ -111,6 +111,6 @@ def forward(
     ],
     compiler_params=tile.params,
     cost_estimate=cost(layout, n, q.dtype.itemsize, 2),
-    interpret=interpret,
+    interpret=layout.interpret,
     name="prefix_attention_forward",
   )(length, table, q, k, v)
