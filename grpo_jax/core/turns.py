@@ -8,6 +8,13 @@ from grpo_jax.core import grids, groups, returns
 from grpo_jax.types import Batch, Rollouts
 
 
+def belief(logp: Float[Array, "*rows L"], mask: Float[Array, "*rows L"]) -> Float[Array, "*rows"]:
+  """Mean log-probability of the answer's own tokens, those where mask is 1; NaN without any."""
+  total = jnp.sum(jnp.where(mask > 0, logp, 0), axis=-1)
+  count = jnp.sum(mask, axis=-1)
+  return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
+
+
 def gains(
   belief: Float[Array, "R U"], batch: Batch, rollouts: Rollouts, there: Bool[Array, "N G K"]
 ) -> Float[Array, "N G K"]:

@@ -103,4 +103,6 @@ def make(
     return jnp.sum(credit.weight * term), metrics
 
   needs = NEEDS[gain] + ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
-  return Method(credit=credit, loss=loss, needs=needs)
+  plain = {"gain": "constant", "bonus": 0.0, "normalize": "separate", "penalty": None}
+  same = ("grpo", {"eps_std": 1e-6}, plain | {"beta_kl": 0.0})
+  return Method(credit=credit, loss=loss, needs=needs, reduces_to=same)

@@ -1,11 +1,13 @@
 """Random ragged batches, and the same batch in three layouts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax import methods
 from grpo_jax.types import Batch, Fwd, Rollouts
 
 TOKEN_FIELDS = ("logp", "logp_old", "logp_ref", "entropy", "value", "value_old", "entropy_old")
@@ -85,7 +87,7 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
   """(rollouts, batch, fwd, place): place maps [N, G, T] into rows and columns of the layout.
 
   flat: a row is a rollout. shared: a row is a prompt, its completions are its units. cut: a rollout
-  is two rows. packed: a row is half a group. All units of a rollout stand side by side. `junk` fills
+  is two rows. packed: a row is half a group. A rollout's units stand side by side. `junk` fills
   every slot the mask excludes.
   """
   n, g, t = p.trained.shape
@@ -157,6 +159,22 @@ def value_and_grad(method, fwd, batch, credit):
   f = lambda logp, value: method.loss(fwd.replace(logp=logp, value=value), batch, credit)
   (loss, metrics), grads = jax.value_and_grad(f, argnums=(0, 1), has_aux=True)(fwd.logp, fwd.value)
   return loss, metrics, *grads
+
+
+@functools.cache
+def compiled(name, **kwargs):
+  """(method, step): step(state, rollouts, batch, fwd) -> (credit, loss, d loss / d logp), jitted.
+
+  One program, where a test would else compile every operation of `credit` for its shapes.
+  """
+  method = methods.get(name, **kwargs)
+
+  def step(state, rollouts, batch, fwd):
+    credit = method.credit(state, rollouts, batch)
+    loss, _, grad, _ = value_and_grad(method, fwd, batch, credit)
+    return credit, loss, grad
+
+  return method, jax.jit(step)
 
 
 def run(method, problem, layout="flat", junk=0.0):

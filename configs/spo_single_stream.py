@@ -1,0 +1,24 @@
+"""Single-stream Policy Optimization on the quick start's task: one completion a prompt, and a
+tracker of every prompt's success instead of a group.
+
+  python -m experiments.train --config=configs/spo_single_stream.py
+  python -m experiments.train --config=configs/spo_single_stream.py:debug    (under a minute)
+
+As many completions a step as the quick start has. 500 problems, so that each is met about nine
+times: a tracker that is met once is its prior. The forgetting is the paper's constant 0.875, as the
+loop does not measure the drift of the policy.
+"""
+
+from configs import common, quickstart
+
+
+def get_config(variant: str = ""):
+  debug = common.check_variant(variant)
+  c = quickstart.get_config(variant)
+  c.method = "spo_single_stream"
+  c.method_args = {"rho": 0.875}
+  c.data.size = c.data.heldout + 500
+  c.batch.prompts = 8 if debug else 128
+  c.batch.group = 1
+  c.score.pack = False
+  return c
