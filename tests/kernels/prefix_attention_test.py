@@ -44,6 +44,8 @@ CASES = (
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 implementations = pytest.mark.parametrize("implementation", ["xla", "reference"])
 few = settings(max_examples=6, deadline=None)
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # to compile
+jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 class Data(NamedTuple):
@@ -133,7 +135,7 @@ def compiled(case, implementation, is_wide):
     out, back = jax.vjp(call, q, k, v, trunk_k, trunk_v)
     return out, *back(cotangent)
 
-  return jax.jit(run)
+  return jit(run)
 
 
 def run(case, data, implementation="xla", dtype=np.float32):
@@ -232,7 +234,8 @@ def test_a_group_of_one_is_plain_causal_attention(implementation):
   plain = data._replace(length=np.full(N, 9), segment=data.segment[:, :0])
   close(run(case, data, implementation), loops(whole, plain), 1e-5)
   f32 = (np.asarray(a, np.float32) for a in data[:3])
-  out = attention.prompt_attention(*f32, jnp.full(N, 9), implementation=implementation)
+  call = functools.partial(attention.prompt_attention, implementation=implementation)
+  out = jit(call)(*f32, jnp.full(N, 9))
   np.testing.assert_allclose(out, loops(whole, plain)[0], rtol=0, atol=1e-5)
 
 
@@ -268,7 +271,7 @@ def test_decoding_gives_the_last_row_of_the_whole_form(case):
   last = lambda a: np.stack([[a[n, s, age[n, s] - 1] for s in range(g)] for n in range(N)])
   prefix = (a[:, :p].transpose(0, 2, 1, 3) for a in data[1:3])
   f32 = lambda *arrays: (jnp.asarray(a, jnp.float32) for a in arrays)
-  found = jax.jit(attention.decode_attention)(
+  found = jit(attention.decode_attention)(
     *f32(last(q), *prefix), jnp.asarray(data.length, jnp.int32), *f32(cache_k, cache_v), shown
   )
   np.testing.assert_allclose(found, last(out), rtol=0, atol=1e-5)
@@ -299,21 +302,28 @@ def test_decoding_a_few_queries_a_slot_equals_loops(implementation, softcap, sin
   visible[0, 1] = False  # a slot that has only the prompt
   args = q, *prefix, length, k, v, visible
   with wide():
-    found = attention.decode_attention(
-      *map(jnp.asarray, args), softcap=softcap, sink=sink, implementation=implementation
-    )
+    options = {"softcap": softcap, "sink": sink, "implementation": implementation}
+    found = jit(functools.partial(attention.decode_attention, **options))(*args)
   np.testing.assert_allclose(found, decode_loops(*args, softcap, sink), rtol=0, atol=1e-13)
 
 
 @implementations
 def test_a_fixed_sink_is_a_trunk_of_one_zero(implementation):
   """Card 44: a key and a value of 0, at first learned and then only counted."""
-  case = Case(5, 2, 4, 4, 2, 4, trunk=1)
+  case = CASES[0]
   data = draw(case, 10)
-  zero = data._replace(trunk_k=0 * data.trunk_k, trunk_v=0 * data.trunk_v)
-  given = run(case, zero, implementation)[:4]
-  close((*run(case._replace(trunk=0, sink=True), data, implementation)[:4],
-         *data[3:5]), (*given, *data[3:5]), 2e-6)  # fmt: skip
+  zero = np.zeros((1, case.kv, case.d), np.float32)
+
+  @jit
+  def both(q, k, v):
+    call = functools.partial(
+      attention.prefix_attention, q, k, v, jnp.asarray(data.length, jnp.int32),
+      num_prefix=case.p, group=case.g, implementation=implementation,
+    )  # fmt: skip
+    return call(trunk=(zero, zero)), call(sink=True)
+
+  given, counted = both(*(np.asarray(a, np.float32) for a in data[:3]))
+  np.testing.assert_allclose(given, counted, rtol=0, atol=1e-6)
 
 
 @implementations
