@@ -103,8 +103,16 @@ CASES = [
   Case(
     "spo_single_stream", {"whiten": False, "rho": 0.875}, ratio=token_ratio, group_baseline=False
   ),
-  # Segments, lines and turns are units of a row: a rollout cannot be cut over two.
-  Case("spo_segment", pure=False, units=3, layouts=("shared", "packed"), group_baseline=False),
+  # Segments, lines and turns are units of a row: a rollout cannot be cut over two. Whitening over
+  # tokens adds up what PPO's does.
+  Case(
+    "spo_segment",
+    pure=False,
+    units=3,
+    layouts=("shared", "packed"),
+    group_baseline=False,
+    credit_reduces=7,
+  ),
   Case(
     "spo_segment",
     {"beta_kl": 0.0},
@@ -112,6 +120,7 @@ CASES = [
     units=3,
     layouts=("shared", "packed"),
     group_baseline=False,
+    credit_reduces=7,
   ),
   # Truncated completions count 0 here, so rewards that were equal are not.
   Case(
@@ -119,12 +128,14 @@ CASES = [
     {"form": "tree", "branching": (4,), "beta_kl": 0.0},
     ratio=token_ratio,
     group_baseline=False,
+    credit_reduces=7,
   ),
   Case(
     "spo_segment",
     {"form": "tree", "branching": (4,), "mode": "grpo"},
     pure=False,
     group_baseline=False,
+    credit_reduces=7,
   ),
   Case(
     "rank_grpo",
@@ -174,6 +185,7 @@ CASES = [
     units=3,
     layouts=(),
     group_baseline=False,
+    credit_reduces=3,
   ),
   Case("hpt_unified", {"max_tokens": 9}, given=True, ratio=hpt_ratio),
   Case(

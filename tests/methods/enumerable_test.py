@@ -99,6 +99,7 @@ def expected_gradient(method, theta, reward, state_value=None, reference=None, o
     ("dr_grpo", {"max_tokens": 7}, (1 - 1 / 2) / 7),
     ("grpo", {"scale": "none"}, (1 - 1 / 2) / 2),  # both sequences have 2 tokens
     ("grpo", {"scale": "none", "aggregate": "token_mean"}, (1 - 1 / 2) / 2),
+    ("spo_single_stream", {"whiten": False}, 1 / 2),  # the tracker knows nothing of these rewards
     ("hpt_unified", {"max_tokens": 7, "beta_entropy": 0.0}, 2 * (1 - 1 / 2) / 7),  # sums over G
     ("gtpo", {"gamma": 0.0, "conflicts": False}, (1 - 1 / 2) / 2),
     ("kimi_k1_5", {"length_weight": 0.0}, 1 - 1 / 2),
