@@ -27,16 +27,15 @@ def loop_share(written, count):
   """Card 01's f of written[:count]; counted from the end, so that loops are prefixes."""
   size = written.shape[0]
   place = jnp.arange(size)
-  back = jnp.where(place < count, written[jnp.maximum(count - 1 - place, 0)], -1)
-  periods = range(1, size // 2 + 1)
-  found = jnp.float32(0)
-  for p in periods:  # the largest period that is a loop is written last
-    same = (back[: size - p] == back[p:]) & (place[p:] < count)
-    run = jnp.sum(jnp.cumprod(same.astype(jnp.int32)))
-    copies = 1 + run // p
-    share = (p * copies).astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
-    found = jnp.where((copies >= 2) & (2 * p <= count), share, found)
-  return found
+  back = written[jnp.maximum(count - 1 - place, 0)]
+  period = jnp.arange(1, size // 2 + 1)
+  later = place[None, :] + period[:, None]
+  same = (back[jnp.minimum(later, size - 1)] == back[None, :]) & (later < count)
+  copies = 1 + jnp.sum(jnp.cumprod(same.astype(jnp.int32), axis=1), axis=1) // period
+  loops = (copies >= 2) & (2 * period <= count)
+  inside = jnp.max(jnp.where(loops, period, 0))
+  inside *= copies[jnp.maximum(inside - 1, 0)]  # of the largest period that is a loop
+  return inside.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def repeat_share(written, count, n: int = 3):

@@ -12,6 +12,8 @@ sum over g < guesses of ((V-2)/V)^g / V. Best, by halving: min(1, (2^guesses - 1
 For cards 16, 53.
 """
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -62,8 +64,8 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
     low = jnp.where(below, jnp.maximum(state.low, guess + 1), state.low)
     high = jnp.where(above, jnp.minimum(state.high, guess - 1), state.high)
     low, high = jnp.where(found, secret, low), jnp.where(found, secret, high)
-    left = lambda low, high: jnp.log2((high - low + 1).astype(jnp.float32) / numbers)
-    gain = (left(state.low, state.high) - left(low, high)) / jnp.log2(jnp.float32(numbers))
+    left = lambda low, high: (high - low + 1).astype(jnp.float32)
+    gain = jnp.log2(left(state.low, state.high) / left(low, high)) / math.log2(numbers)
     turn = state.turn + acts.astype(jnp.int32)
     done = state.done | found | (acts & ((token == STOP) | (turn == guesses)))
     told = acts & ~done

@@ -5,18 +5,15 @@ import token_worlds as tw
 FAMILIES = "EHX"
 
 
-def oracle(world, made, depth):
+def oracle(world, depth):
   kinds = world.vocab - 7
-  labels = {}  # of hopeless prompts, by prompt: from the demonstration
-  for prompt, shown in zip(made.tokens, made.data["answer"], strict=True):
-    labels.setdefault(tuple(tw.words(world, prompt)), []).append(tw.words(world, shown))
 
-  def verdict(prompt, written, label=None):
+  def verdict(prompt, written, label):
     family, letters = prompt[0], prompt[1 : depth + 1]
     wanted = {
       "E": letters[:1],
       "H": [chr((ord(c) - 97 + 1) % kinds + 97) for c in reversed(letters)],
-      "X": label or labels[tuple(prompt)][0],
+      "X": label,
     }[family]
     body, stopped = tw.before_stop(written)
     styled = body[:1] == ["~"]
@@ -32,13 +29,9 @@ def test_verdicts_are_those_of_python_lists():
   hopeless = [tuple(p) for p, f in zip(made.tokens, made.data["family"], strict=True) if f == 2]
   assert len(set(hopeless)) > 0.9 * len(hopeless)
   made, _, played = tw.cases(world)
-  verdict = oracle(world, made, 4)
-  for i in range(tw.ROWS):
-    prompt, written = tw.prompt(world, made, i), tw.words(world, played.tokens[i])
-    written = written[: played.length[i]]
-    label = tw.words(world, made.data["answer"][i])
-    wanted = (*verdict(prompt, written, label), None)
-    tw.check(played, i, wanted, f"{' '.join(prompt)} | {' '.join(written)}")
+  verdict, labels = oracle(world, 4), iter(made.data["answer"])
+  with_label = lambda prompt, written: verdict(prompt, written, tw.words(world, next(labels)))
+  tw.compare(world, with_label, made, played)
 
 
 def test_families_come_in_their_shares_and_prompts_name_them():
@@ -64,15 +57,10 @@ def test_best_is_the_mean_over_all_labels_that_a_hopeless_prompt_may_have():
 
 def test_chance_is_the_share_over_all_answers():
   world = tw.get("gated", depth=2, kinds=2, hard=0.25, hopeless=0.5)
-  made, _ = tw.problems(world, tw.ROWS)
-  total = 0.0
-  for family, share in enumerate((0.25, 0.25, 0.5)):
-    i = int(np.argmax(made.data["family"] == family))
-    prompt, label = tw.prompt(world, made, i), tw.words(world, made.data["answer"][i])
-    verdict = oracle(world, made, 2)
-    total += share * tw.exact_chance(
-      world, lambda written, p=prompt, x=label, v=verdict: v(p, written, x)[1]
-    )
+  verdict, total = oracle(world, 2), 0.0
+  for prompt, share in (("Eab>", 0.25), ("Hab>", 0.25), ("Xab>", 0.5)):
+    right = lambda written, p=list(prompt): verdict(p, written, ["b", "b"])[1]
+    total += share * tw.exact_chance(world, right)
   assert total == pytest.approx(world.chance, rel=1e-9)
 
 

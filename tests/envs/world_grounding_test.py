@@ -49,19 +49,20 @@ def test_verdicts_on_points_are_those_of_python_sets():
 def test_verdicts_on_boxes_are_those_of_python_sets():
   world = tw.get("grounding", task="box", largest=4)
   tw.agree(world, box(5))
-  iou = tw.cases(world)[2].verdict.parts[:, 1]
+  made, _ = tw.problems(world, tw.ROWS)
+  corners = np.random.default_rng(0).integers(2, 7, (tw.ROWS, 5)).astype(np.int32)
+  corners[:, 4] = 1
+  played = tw.play(world, made, corners)
+  tw.compare(world, box(5), made, played)
+  iou = played.verdict.parts[:, 1]
   assert np.sum((iou > 0) & (iou < 1)) > 50
 
 
 def test_chance_is_the_share_over_all_answers():
   world = tw.get("grounding", size=2, colours=2, points=2)
-  made, _ = tw.problems(world, tw.ROWS)
-  area = [len(cells_of(tw.prompt(world, made, i), 2)) for i in range(tw.ROWS)]
   mean = 0.0
-  for size, share in ((1, 1 / 4), (2, 1 / 2), (4, 1 / 4)):  # both sides are 1 or 2
-    assert abs(np.mean(np.equal(area, size)) - share) < 4 * np.sqrt(share / tw.ROWS)
-    prompt = tw.prompt(world, made, area.index(size))
-    right = lambda written, prompt=prompt: point(2, 2)(prompt, written)[1]
+  for image, share in (("BABB", 1 / 4), ("AABB", 1 / 2), ("AAAA", 1 / 4)):  # sides of 1 or 2
+    right = lambda written, image=image: point(2, 2)([*image, "A", "?"], written)[1]
     mean += share * tw.exact_chance(world, right)
   assert mean == pytest.approx(world.chance, rel=1e-9)
 
@@ -74,6 +75,8 @@ def test_chance_of_a_box_is_that_of_one_answer():
 def test_boxes_stand_everywhere_they_fit():
   world = tw.get("grounding", task="box", largest=4)
   data = tw.problems(world, tw.ROWS)[0].data
+  area = (data[:, 2] - data[:, 0] + 1) * (data[:, 3] - data[:, 1] + 1)
+  assert abs(np.mean(area) - 2.5**2) < 4 * np.std(area) / tw.ROWS**0.5
   for axis in (0, 1):
     sides = {(a, b) for a, b in data[:, [axis, axis + 2]]}
     assert sides == {(a, b) for a in range(5) for b in range(a, min(a + 4, 5))}

@@ -63,10 +63,14 @@ def test_chance_is_the_share_over_all_lists(ranks):
   assert world.chance == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_list_of_one_line_is_enumerated():
+def test_the_chance_of_one_problem_is_that_of_its_best_lists():
   world = tw.get("ranked_list", items=4, ranks=1)
-  made, _ = tw.problems(world, tw.ROWS)
-  found = [
-    tw.exact_chance_by_turns(world, Oracle(1)(tw.prompt(world, made, i), None)) for i in range(200)
-  ]
-  assert abs(np.mean(found) - world.chance) < 4 * np.std(found) / 200**0.5
+  play = Oracle(1)(list("ab:a0c1a2b3>"), None)
+  assert tw.exact_chance_by_turns(world, play) == pytest.approx(2 / world.vocab**2, rel=1e-9)
+
+
+def test_letters_of_the_other_items_are_equally_likely():
+  made, _ = tw.problems(tw.get("ranked_list"), tw.ROWS)
+  counts = [np.mean(np.sum(made.data["rel"] == rel, axis=1)) for rel in (2, 1, 0)]
+  expected = [1 + 5 / 6, 5 / 6, 5 * 4 / 6]
+  assert np.all(abs(np.subtract(counts, expected)) < 4 * np.sqrt(5 / 4 / tw.ROWS))
