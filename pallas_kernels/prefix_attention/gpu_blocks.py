@@ -84,9 +84,9 @@ TABLE = {
     Tile(32, 32, 4, 2),
     Tile(16, 32, 4, 2),
   ),
-  (4, 32): Blocks(Tile(32, 32), Tile(32, 32), Tile(32, 32), Tile(32, 32), Tile(16, 32)),
-  (4, 64): Blocks(Tile(32, 32), Tile(32, 32), Tile(32, 32), Tile(32, 32), Tile(16, 32)),
-  (4, 128): Blocks(Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 32), Tile(16, 32)),
+  (4, 32): Blocks(Tile(32, 32), Tile(32, 32), Tile(32, 16), Tile(32, 32), Tile(16, 32)),
+  (4, 64): Blocks(Tile(32, 32), Tile(32, 32), Tile(32, 32, 8), Tile(32, 32), Tile(16, 32)),
+  (4, 128): Blocks(Tile(32, 32, 8), Tile(32, 16, 8), Tile(32, 16, 8), Tile(32, 32), Tile(16, 32)),
 }
 
 
