@@ -1,7 +1,6 @@
 """The suite that every method passes: a new paper is one file plus one entry of CASES."""
 
 import dataclasses
-import re
 
 import chex
 import jax
@@ -10,23 +9,10 @@ import numpy as np
 import problems
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from problems import collectives, hpt_ratio, sequence_ratio, stable, token_ratio
 
 from grpo_jax import methods
 from grpo_jax.core import unified, units
-
-
-def token_ratio(p):
-  return np.exp(p.fields["logp"] - p.fields["logp_old"])
-
-
-def sequence_ratio(p):
-  d = np.where(p.trained, p.fields["logp"] - p.fields["logp_old"], 0)
-  same = (p.unit[..., :, None] == p.unit[..., None, :]) & p.trained[..., None, :]
-  return np.exp((same * d[..., None, :]).sum(-1) / np.maximum(same.sum(-1), 1))
-
-
-def hpt_ratio(p):
-  return np.where(p.given[..., None], 1, token_ratio(p))
 
 
 @dataclasses.dataclass
@@ -53,6 +39,13 @@ class Case:
     return p
 
 
+def ordered(name, kwargs, units=3, **more):
+  """Units in an order, segments, lines or turns: a rollout cannot be cut over two rows."""
+  more = {"layouts": ("shared", "packed"), "group_baseline": False} | more
+  return Case(name, kwargs, units=units, **more)
+
+
+TREE = {"form": "tree", "branching": (4,), "beta_kl": 0.0}
 CASES = [
   Case("sft", group_baseline=False),
   Case("sft", {"aggregate": "rollout_mean"}, group_baseline=False),
@@ -103,88 +96,42 @@ CASES = [
   Case(
     "spo_single_stream", {"whiten": False, "rho": 0.875}, ratio=token_ratio, group_baseline=False
   ),
-  # Segments, lines and turns are units of a row: a rollout cannot be cut over two. Whitening over
-  # tokens adds up what PPO's does.
-  Case(
-    "spo_segment",
-    pure=False,
-    units=3,
-    layouts=("shared", "packed"),
-    group_baseline=False,
-    credit_reduces=7,
-  ),
-  Case(
-    "spo_segment",
-    {"beta_kl": 0.0},
-    ratio=token_ratio,
-    units=3,
-    layouts=("shared", "packed"),
-    group_baseline=False,
-    credit_reduces=7,
-  ),
+  # Whitening over tokens adds up what PPO's does.
+  ordered("spo_segment", {}, pure=False, credit_reduces=7),
+  ordered("spo_segment", {"beta_kl": 0.0}, ratio=token_ratio, credit_reduces=7),
   # Truncated completions count 0 here, so rewards that were equal are not.
+  Case("spo_segment", TREE, ratio=token_ratio, group_baseline=False, credit_reduces=7),
   Case(
     "spo_segment",
-    {"form": "tree", "branching": (4,), "beta_kl": 0.0},
-    ratio=token_ratio,
-    group_baseline=False,
-    credit_reduces=7,
-  ),
-  Case(
-    "spo_segment",
-    {"form": "tree", "branching": (4,), "mode": "grpo"},
+    TREE | {"mode": "grpo", "beta_kl": 0.1},
     pure=False,
     group_baseline=False,
     credit_reduces=7,
   ),
-  Case(
-    "rank_grpo",
-    {"ranks": 3},
-    pure=False,
-    units=4,
-    layouts=("shared", "packed"),
-    group_baseline=False,
-  ),
-  Case(
+  ordered("rank_grpo", {"ranks": 3}, units=4, pure=False),
+  ordered(
     "rank_grpo",
     {"ranks": 3, "reward": "dcg", "shaping": 0.0, "end_token": False, "beta_kl": 0.0},
     ratio=sequence_ratio,
-    units=3,
-    layouts=("shared", "packed"),
-    group_baseline=False,
   ),
-  Case(
+  ordered(
     "rank_grpo",
     {"ranks": 3, "reward": "decay", "reduction": "token_mean", "drop_truncated": True},
-    pure=False,
     units=4,
-    layouts=("shared", "packed"),
-    group_baseline=False,
+    pure=False,
   ),
-  Case("igpo", pure=False, units=3, layouts=("shared", "packed"), group_baseline=False),
-  Case(
+  ordered("igpo", {}, pure=False),
+  ordered(
     "igpo",
     {"normalize": "separate", "gain": "log", "gamma": 0.9, "beta_kl": 0.0},
     ratio=token_ratio,
-    units=3,
-    layouts=("shared", "packed"),
-    group_baseline=False,
   ),
-  Case(
-    "igpo",
-    {"gain": "given", "penalty": None, "beta_kl": 0.0},
-    ratio=token_ratio,
-    units=3,
-    layouts=("shared", "packed"),
-    group_baseline=False,
-  ),
-  Case(
+  ordered("igpo", {"gain": "given", "penalty": None, "beta_kl": 0.0}, ratio=token_ratio),
+  ordered(
     "igpo",
     {"normalize": "position_mean", "gain": "constant", "beta_kl": 0.0},
     ratio=token_ratio,
-    units=3,
     layouts=(),
-    group_baseline=False,
     credit_reduces=3,
   ),
   Case("hpt_unified", {"max_tokens": 9}, given=True, ratio=hpt_ratio),
@@ -208,9 +155,7 @@ CASES = [
     layouts=("shared", "packed"),
     credit_reduces=4,
   ),
-  Case(
-    "d3s", {"total_steps": 3, "divide_by": "all", "beta_kl": 0.1}, pure=False, credit_reduces=4
-  ),
+  Case("d3s", {"total_steps": 3, "divide_by": "all", "beta_kl": 0.1}, pure=False, credit_reduces=4),
   # Places of tokens, as log-probabilities of whole responses, need a rollout in one row. GTPO lays
   # the tokens of a group side by side.
   Case("gtpo", alphabet=2, layouts=("shared", "packed"), group_baseline=False, credit_reduces=2),
@@ -251,16 +196,6 @@ def prepared(case, seed=0, layout="flat", **kwargs):
   rollouts, batch, fwd, _ = problems.lay_out(case.problem(seed, **kwargs), layout, method.needs)
   credit = method.credit(method.init(len(rollouts.prompt)), rollouts, batch)
   return method, rollouts, batch, fwd, credit
-
-
-def permuted(p, move):
-  changes = {f.name: getattr(p, f.name) for f in dataclasses.fields(p)}
-  return problems.Problem(
-    **{
-      name: {k: move(v) for k, v in x.items()} if name == "fields" else move(x)
-      for name, x in changes.items()
-    }
-  )
 
 
 def test_every_method_has_a_case():
@@ -317,7 +252,7 @@ def test_permuted_prompts_and_permuted_rollouts_of_a_group_permute_the_gradient(
   loss, metrics, *grads = problems.run(method, p)
   prompts, inside = rng.permutation(len(p.reward)), rng.permutation(case.group)
   for move in (lambda x: x[prompts], lambda x: x[:, inside]):
-    loss2, metrics2, *grads2 = problems.run(method, permuted(p, move))
+    loss2, metrics2, *grads2 = problems.run(method, problems.permuted(p, move))
     close((loss2, metrics2), (loss, metrics))
     close(grads2, [None if d is None else move(d) for d in grads], 1e-6)
 
@@ -403,17 +338,6 @@ def test_equal_rewards_in_a_group_give_exactly_zero_policy_gradient(case):
   assert (problems.run(methods.get(case.name, **kwargs), p)[2] == 0).all()
 
 
-def stable(case, adv, ratio):
-  """1 where the clip of PPO leaves the gradient alone; CISPO and REINFORCE never lose it."""
-  if case.ratio not in (token_ratio, sequence_ratio):
-    return np.ones_like(adv)
-  kwargs = {**methods.defaults(case.name), **case.kwargs}
-  low = (adv < 0) & (ratio < 1 - kwargs["eps_low"])
-  high = (adv > 0) & (ratio > 1 + kwargs["eps_high"])
-  dual = (adv < 0) & (ratio > (kwargs.get("dual_clip") or np.inf))
-  return np.where(low | high | dual, 0.0, 1.0)
-
-
 @some(lambda case: case.pure and case.make().policy_gradient)
 def test_gradient_is_weight_times_stable_times_adv_times_ratio(case):
   """The unified estimator: d loss / d logp == -weight * stable * adv * ratio."""
@@ -452,14 +376,6 @@ def on_mesh(case, layout="flat"):
   everywhere = NamedSharding(mesh, PartitionSpec())
   put = lambda x, where: jax.device_put(x, where)
   return method, put(rollouts, everywhere), *put((batch, fwd, credit), rows)
-
-
-def collectives(f, *args):
-  """(result, number of all-reduces, number of other collectives) of the compiled f."""
-  compiled = jax.jit(f).lower(*args).compile()
-  count = lambda op: len(re.findall(rf" {op}(?:-start)?\(", compiled.as_text()))
-  rest = sum(map(count, ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")))
-  return compiled(*args), count("all-reduce"), rest
 
 
 @every_case

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,30 @@ def ragged(
     unit=np.sort(unit_rng.integers(0, units, shape), axis=-1),
     unit_value=unit_rng.normal(size=(n, g, units)).astype(dtype),
   )
+
+
+def permuted(p, move):
+  changes = {f.name: getattr(p, f.name) for f in dataclasses.fields(p)}
+  return Problem(
+    **{
+      name: {k: move(v) for k, v in x.items()} if name == "fields" else move(x)
+      for name, x in changes.items()
+    }
+  )
+
+
+def token_ratio(p):
+  return np.exp(p.fields["logp"] - p.fields["logp_old"])
+
+
+def sequence_ratio(p):
+  d = np.where(p.trained, p.fields["logp"] - p.fields["logp_old"], 0)
+  same = (p.unit[..., :, None] == p.unit[..., None, :]) & p.trained[..., None, :]
+  return np.exp((same * d[..., None, :]).sum(-1) / np.maximum(same.sum(-1), 1))
+
+
+def hpt_ratio(p):
+  return np.where(p.given[..., None], 1, token_ratio(p))
 
 
 def rollouts_of(p: Problem) -> Rollouts:
@@ -148,6 +173,25 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
     value=made["value"] if "value" in needs else None,
   )
   return rollouts_of(p), batch, fwd, (row, col)
+
+
+def stable(case, adv, ratio):
+  """1 where the clip of PPO leaves the gradient alone; CISPO and REINFORCE never lose it."""
+  if case.ratio not in (token_ratio, sequence_ratio):
+    return np.ones_like(adv)
+  kwargs = {**methods.defaults(case.name), **case.kwargs}
+  low = (adv < 0) & (ratio < 1 - kwargs["eps_low"])
+  high = (adv > 0) & (ratio > 1 + kwargs["eps_high"])
+  dual = (adv < 0) & (ratio > (kwargs.get("dual_clip") or np.inf))
+  return np.where(low | high | dual, 0.0, 1.0)
+
+
+def collectives(f, *args):
+  """(result, number of all-reduces, number of other collectives) of the compiled f."""
+  compiled = jax.jit(f).lower(*args).compile()
+  count = lambda op: len(re.findall(rf" {op}(?:-start)?\(", compiled.as_text()))
+  rest = sum(map(count, ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")))
+  return compiled(*args), count("all-reduce"), rest
 
 
 def value_and_grad(method, fwd, batch, credit):

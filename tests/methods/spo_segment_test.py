@@ -33,6 +33,19 @@ def outcome(p, i, j):
   return 0.0 if p.truncated[i, j] else float(p.reward[i, j])
 
 
+def rollouts_with(reward, parent=None):
+  shape = reward.shape
+  return Rollouts(
+    prompt=jnp.zeros(1, jnp.int32),
+    reward=reward,
+    alive=jnp.ones(shape, bool),
+    correct=jnp.ones(shape, bool),
+    truncated=jnp.zeros(shape, bool),
+    length=jnp.ones(shape, jnp.int32),
+    parent=parent,
+  )
+
+
 # ---- the loss, given the advantages --------------------------------------------------------------
 
 
@@ -146,14 +159,7 @@ def test_without_a_token_that_is_unsure_all_advantages_are_0_and_the_mask_is_the
 
 
 def test_a_value_that_was_not_estimated_takes_the_credit_of_the_segments_beside_it():
-  rollouts_ = Rollouts(
-    prompt=jnp.zeros(1, jnp.int32),
-    reward=jnp.ones((1, 1)),
-    alive=jnp.ones((1, 1), bool),
-    correct=jnp.ones((1, 1), bool),
-    truncated=jnp.zeros((1, 1), bool),
-    length=jnp.full((1, 1), 4),
-  )
+  rollouts_ = rollouts_with(jnp.ones((1, 1)))
   batch = Batch(
     tokens=jnp.zeros((1, 4), jnp.int32),
     mask=jnp.ones((1, 4)),
@@ -228,25 +234,13 @@ def test_tree_equals_the_card_in_loops_in_value_and_gradient(mode):
   check(p, wide, batch_of, adv, kept, **kwargs)
 
 
-def tree(rewards, parent, alive=None):
-  reward = jnp.asarray(rewards, jnp.float32)[None]
-  shape = reward.shape
-  return Rollouts(
-    prompt=jnp.zeros(1, jnp.int32),
-    reward=reward,
-    alive=jnp.ones(shape, bool) if alive is None else jnp.asarray(alive)[None],
-    correct=jnp.zeros(shape, bool),
-    truncated=jnp.zeros(shape, bool),
-    length=jnp.ones(shape, jnp.int32),
-    parent=None if parent is None else jnp.asarray(parent)[None],
-  )
-
-
-NINE = [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
+def tree(rewards):
+  parent = [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
+  return rollouts_with(jnp.asarray([rewards], jnp.float32), jnp.asarray([parent]))
 
 
 def test_the_example_of_the_card_and_children_sum_to_zero():
-  nodes = tree([9, 9, 9, 1, 0, 1, 1, 1, 1, 0, 0, 0], NINE)  # rewards of inner nodes are not read
+  nodes = tree([9, 9, 9, 1, 0, 1, 1, 1, 1, 0, 0, 0])  # rewards of inner nodes are not read
   value, prompt = trees.values(nodes, 2)
   np.testing.assert_allclose(value[0, :3], [2 / 3, 1, 0], rtol=1e-6)
   assert float(prompt[0]) == pytest.approx(5 / 9)
@@ -260,7 +254,7 @@ def test_the_example_of_the_card_and_children_sum_to_zero():
 def test_equal_means_that_round_differently_are_equal():
   third = np.float32(1 / 3)
   leaves = [third, 1, 2 * third, 2 * third, 2 * third, 2 * third, 1, third, 2 * third]
-  nodes = tree([0, 0, 0, *leaves], NINE)
+  nodes = tree([0, 0, 0, *leaves])
   for mode in trees.MODES:
     assert (np.asarray(trees.edge_advantage(nodes, 2, mode=mode))[0, :3] == 0).all()
 
@@ -294,19 +288,6 @@ def world():
     yield rng.normal(size=(1 + A, A)), rng.normal(size=25)
 
 
-def flat_rollouts(reward, parent=None):
-  shape = reward.shape
-  return Rollouts(
-    prompt=jnp.zeros(1, jnp.int32),
-    reward=reward,
-    alive=jnp.ones(shape, bool),
-    correct=jnp.ones(shape, bool),
-    truncated=jnp.zeros(shape, bool),
-    length=jnp.ones(shape, jnp.int32),
-    parent=parent,
-  )
-
-
 def chain_gradient(theta, tokens, reward, values):
   """Of one completion whose two tokens are segments with these values at their starts."""
   method = methods.get("spo_segment", cut=1.0, whiten=False, beta_kl=0.0)
@@ -319,7 +300,7 @@ def chain_gradient(theta, tokens, reward, values):
     logp_old=logps(theta, tokens)[None],
     unit_reward=values[None],
   )
-  credit = method.credit((), flat_rollouts(reward[None, None]), batch)
+  credit = method.credit((), rollouts_with(reward[None, None]), batch)
   loss = lambda th: method.loss(Fwd(logp=logps(th, tokens)[None]), batch, credit)[0]
   return jax.grad(loss)(theta)
 
@@ -360,7 +341,7 @@ def test_tree_edges_have_the_exact_gradient_but_for_the_share_of_the_node_in_its
   def gradient(draw):
     a, b = draw[:2], draw[2:]  # first tokens of two nodes, then two children each
     leaf = jnp.asarray(reward)[jnp.repeat(a, 2) * A + b]
-    rollouts_ = flat_rollouts(jnp.concatenate([jnp.zeros(2), leaf])[None], parent)
+    rollouts_ = rollouts_with(jnp.concatenate([jnp.zeros(2), leaf])[None], parent)
     logp = lambda th: _edges(th, a, b)
     batch = Batch(
       tokens=draw[:, None],
