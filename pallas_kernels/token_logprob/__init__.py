@@ -1,7 +1,7 @@
 """Log-probability of a token, entropy and log Z, from hidden states and the output matrix.
 
 The [X, V] table of logits is never kept: "xla" forms it for one chunk of tokens at a time, the
-Pallas kernels for one block of tokens and vocabulary, in the forward pass and again in the backward.
+Pallas kernels for a block of tokens and vocabulary, in the forward and again in the backward pass.
 """
 
 import functools
@@ -55,10 +55,11 @@ def token_logprob(
   arithmetic, memory X * V). `strided`: piece j takes the tokens j, j + pieces, ..., so that tokens
   which devices hold in blocks give every device its share of every piece; it costs copies of
   `hidden`, so only for tokens that are split over devices under `jit`.
-  Kernels: hidden and head in bfloat16 or float32. With two bfloat16 inputs the gradient of the logits
-  is rounded to bfloat16 before its products; sums are float32. Blocks of tokens without any cotangent
-  are skipped in the backward pass. A compiler cannot split a kernel, so they refuse `strided`, and
-  over devices they run inside `jax.shard_map(..., check_vma=False)`.
+  Kernels: hidden and head in bfloat16 or float32. With bfloat16 the gradient of the logits is
+  rounded to it before its products; sums are float32. Products of float32 are as exact as
+  `jax_default_matmul_precision` asks. Blocks of tokens without any cotangent are skipped in the
+  backward pass. A compiler cannot split a kernel, so they refuse `strided`, and over devices they
+  run inside `jax.shard_map(..., check_vma=False)`.
   """
   temperature = jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
   args = hidden, head, target, temperature
@@ -77,11 +78,11 @@ def token_logprob_sharded(
 ) -> TokenLogprob:
   """`token_logprob` inside `jax.shard_map`, for a vocabulary split over `axis_name`.
 
-  Device i of the axis holds rows i V/n ... (i+1) V/n of the output matrix; `hidden` and `target` are
-  the same on all of them, as are the results. One all-gather of [3, X] joins the parts. The gradient
-  of `head` is local to the device; that of `hidden` is summed over the axis by `shard_map` itself.
-  Differentiate around `shard_map` (with or without check_vma; kernels need check_vma=False), or, only
-  with check_vma=True, inside it.
+  Device i of the axis holds rows i V/n ... (i+1) V/n of the output matrix; `hidden` and `target`
+  are the same on all of them, as are the results. One all-gather of [3, X] joins the parts. The
+  gradient of `head` is local to the device; that of `hidden` is summed over the axis by `shard_map`
+  itself. Differentiate around `shard_map` (with or without check_vma; kernels need
+  check_vma=False), or, only with check_vma=True, inside it.
   """
 
   def local(hidden, head, target):

@@ -1,9 +1,9 @@
-"""Pallas kernels for GPU (Triton). A program keeps a block of tokens, or of the vocabulary for d head,
-and passes the other by; a product runs over the width in pieces, as whole rows do not fit.
+"""Pallas kernels for GPU (Triton). A program keeps a block of tokens, or of the vocabulary for
+d head, and passes the other by; a product runs over the width in pieces, as whole rows do not fit.
 
-A sum [block, D] in float32 does not fit into registers either: a program adds to its own rows of the
-output in memory, which no other program touches, so the order of additions is fixed. Where there are
-few blocks of tokens, the vocabulary is divided among `splits` programs, whose parts are joined after.
+A sum [block, D] in float32 does not fit into registers either: a program adds to its own rows of
+the output in memory, which no other program touches, so the order of additions is fixed. Where
+blocks of tokens are few, the vocabulary is divided among `splits` programs and their parts joined.
 """
 
 import dataclasses
@@ -259,7 +259,7 @@ def _d_head_kernel(used, cold, rows, hidden, head, out, *, blocks, interpret):
 
 
 def _d_head(hidden, head, rows, used, cold, blocks, interpret):
-  (x, d), v = hidden.shape, head.shape[0]
+  v, d = head.shape
   kernel = functools.partial(_d_head_kernel, blocks=blocks, interpret=interpret)
   call = _call(
     kernel, (pl.cdiv(v, blocks.v), 1), (1, v, d), "token_logprob_d_head",

@@ -94,6 +94,6 @@ def common_dtype(hidden: Array, head: Array):
 def exact() -> bool:
   """Whether products of float32 shall be better than the device's quickest, as elsewhere in jax:
   `jax_default_matmul_precision` says it, and unset means no."""
-  return str(jax.config.jax_default_matmul_precision).lower() in (
+  return str(getattr(jax.config, "jax_default_matmul_precision", None)).lower() in (
     "high", "highest", "float32", "bfloat16_3x", "tensorfloat32", "tf32_tf32_f32_x3", "f32_f32_f32",
   )  # fmt: skip

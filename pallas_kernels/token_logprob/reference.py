@@ -11,7 +11,7 @@ def token_logprob(
   target: Int[Array, " X"],
   temperature: float | Float[Array, ""] = 1.0,
 ) -> tuple[Float[Array, " X"], Float[Array, " X"], Float[Array, " X"]]:
-  """log_softmax(hidden head^T / temperature)[target], the entropy of that distribution and log Z."""
+  """log_softmax(hidden head^T / temperature)[target], the distribution's entropy, log Z."""
   logits = jnp.einsum("xd,vd->xv", hidden, head, preferred_element_type=jnp.float32) / temperature
   logp = jax.nn.log_softmax(logits, axis=-1)
   entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)

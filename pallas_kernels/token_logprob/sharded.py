@@ -1,4 +1,4 @@
-"""A vocabulary split over devices: each part has its own distribution, one collective joins them."""
+"""A vocabulary split over devices: each part has its own distribution, a collective joins them."""
 
 import jax
 import jax.numpy as jnp

@@ -53,7 +53,7 @@ def test_values_equal_numpy_float64_for_any_chunk_and_temperature(chunk, seed, t
 
 def gradient(f, hidden, head, target, temperature, a, b):
   def total(hidden, head):
-    logp, entropy = f(hidden, head, target, temperature)
+    logp, entropy, _ = f(hidden, head, target, temperature)
     return jnp.sum(a * logp + b * entropy)
 
   return jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, head)
@@ -81,6 +81,32 @@ def test_gradients_of_logp_and_entropy_equal_numpy_float64(form):
     found = gradient(FORMS[form], *f32, jnp.asarray(target, jnp.int32), temperature, *weights)
     for name, x, y in zip(("hidden", "head"), found, expected, strict=True):
       np.testing.assert_allclose(x, y, rtol=0, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_log_z_and_its_gradient_equal_numpy_float64(form):
+  hidden, head, target = draw(6)
+  z = hidden @ head.T / 0.7
+  expected = np.log(np.exp(z).sum(axis=-1))
+  weight = np.random.default_rng(7).normal(size=X)
+  dz = weight[:, None] * np.exp(z - expected[:, None])
+
+  def total(hidden, head):
+    lse = FORMS[form](hidden, head, target, 0.7)[2]
+    return jnp.sum(weight * lse), lse
+
+  with wide():
+    found, lse = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(hidden, head)
+    np.testing.assert_allclose(lse, expected, rtol=0, atol=1e-12)
+    for a, b in zip(found, (dz @ head / 0.7, dz.T @ hidden / 0.7), strict=True):
+      np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_the_temperature_is_a_constant_for_gradients():
+  hidden, head, target = (jnp.asarray(a) for a in draw(8))
+  args = hidden.astype(jnp.float32), head.astype(jnp.float32), target.astype(jnp.int32)
+  total = lambda t: sum(map(jnp.sum, kernel.token_logprob(*args, t)))
+  assert jax.grad(total)(jnp.float32(0.7)) == 0
 
 
 def test_a_zero_weight_gives_a_zero_gradient_row():
