@@ -31,7 +31,8 @@ def _forward(options, q, k, v, ranges):
 
 
 def _backward(options, kept, grad):
-  return *backward(*kept, grad, options), None
+  q, k, v, ranges, out, lse = kept
+  return *backward(q, k, v, ranges, out, lse, grad, options), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -46,7 +47,11 @@ def _pairs(s: int, m: int, num_prefix: int, group: int) -> int:
 
 def _row_by_row(options, q, k, v, ranges):
   """Where the lists of visits of all rows would not fit: one call a row."""
-  one = lambda x: _attend(options, *(a[None] for a in x))[0]
+
+  def one(row):
+    q, k, v, ranges = (a[None] for a in row)
+    return jnp.squeeze(_attend(options, q, k, v, ranges), 0)
+
   return jax.lax.map(one, (q, k, v, ranges))
 
 

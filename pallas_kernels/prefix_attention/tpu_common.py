@@ -63,9 +63,8 @@ _SIZES = {
 
 def default_blocks(rep: int, head_dim: int, device_kind: str | None = None) -> Blocks:
   """`rep` query heads a key head; `device_kind` as jax names it, default: the first device's."""
-  if device_kind is None:
-    device_kind = jax.devices()[0].device_kind
-  sizes = _SIZES.get(device_kind, _SIZES[""])
+  kind = str(jax.devices()[0].device_kind) if device_kind is None else device_kind
+  sizes = _SIZES.get(kind, _SIZES[""])
   forward, back, cache = next(s for d, s in sizes.items() if head_dim <= d)
   positions = lambda columns: max(columns // rep // 128, 1) * 128
   return Blocks(positions(forward[0]), forward[1], positions(back[0]), back[1], cache)

@@ -116,6 +116,24 @@ def _rows(q: Float[Array, "N S Q H d"], kv: int, padded: int) -> Float[Array, "N
   return jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, pad), (0, 0))).reshape(n, kv, s * padded, d)
 
 
+def _specs(width, rows, size, shown, keys, block, d) -> list[pl.BlockSpec]:
+  """Of all rows, a slot's rows, both caches of the prompt, both of the slot, what it shows."""
+  slot = lambda n, w, second: second[n * width + w] >> 14
+  column = lambda n, w, second: second[n * width + w] & 0x3FFF
+  all_rows = lambda n, h, w, *_: (n, h, 0, 0)
+  own_rows = lambda n, h, w, _, second, __: (n, h, slot(n, w, second), 0)
+  prefix = lambda n, h, w, first, *_: (n, h, first[n * width + w] >> 2, 0)
+  own = lambda n, h, w, _, second, __: (n, h, slot(n, w, second), column(n, w, second), 0)
+  seen = lambda n, h, w, _, second, __: (n, slot(n, w, second), 0, column(n, w, second))
+  return [
+    pl.BlockSpec((None, None, rows, d), all_rows),
+    pl.BlockSpec((None, None, size, d), own_rows),
+    *[pl.BlockSpec((None, None, keys, d), prefix)] * 2,
+    *[pl.BlockSpec((None, None, None, block, d), own)] * 2,
+    pl.BlockSpec((None, None, shown, block), seen),
+  ]
+
+
 def decode_attention(
   q: Float[Array, "N S Q H d"],
   k_prefix: Float[Array, "N K P d"],
@@ -148,11 +166,6 @@ def decode_attention(
                    ((0, 0), (0, 0), (0, size - a * h // kv), (0, 0)))  # fmt: skip
   first, second, count = _lists(prefix_length, visible, prefix_blocks, keys, block)
 
-  prefix = lambda n, h, w, first, second, _: (n, h, first[n * width + w] >> 2, 0)
-  slot = lambda n, w, second: second[n * width + w] >> 14
-  column = lambda n, w, second: second[n * width + w] & 0x3FFF
-  own = lambda n, h, w, first, second, _: (n, h, slot(n, w, second), column(n, w, second), 0)
-  whole = pl.BlockSpec((None, None, s * size, d), lambda n, h, w, *_: (n, h, 0, 0))
   cached = s * c + p
   out = pl.pallas_call(
     functools.partial(
@@ -161,19 +174,8 @@ def decode_attention(
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=3,
       grid=(n, kv, count),
-      in_specs=[
-        whole,
-        pl.BlockSpec(
-          (None, None, size, d), lambda n, h, w, first, second, _: (n, h, slot(n, w, second), 0)
-        ),
-        *[pl.BlockSpec((None, None, keys, d), prefix)] * 2,
-        *[pl.BlockSpec((None, None, None, block, d), own)] * 2,
-        pl.BlockSpec(
-          (None, None, seen.shape[2], block),
-          lambda n, h, w, first, second, _: (n, slot(n, w, second), 0, column(n, w, second)),
-        ),
-      ],
-      out_specs=whole,
+      in_specs=_specs(width, s * size, size, seen.shape[2], keys, block, d),
+      out_specs=pl.BlockSpec((None, None, s * size, d), lambda n, h, w, *_: (n, h, 0, 0)),
       scratch_shapes=[pltpu.VMEM((s * size, x), jnp.float32) for x in (128, 128, d)],
     ),
     out_shape=jax.ShapeDtypeStruct(rows.shape, q.dtype),

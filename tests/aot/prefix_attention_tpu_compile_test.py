@@ -61,7 +61,7 @@ def vmem(hlo: str) -> dict[str, int]:
         r'"used_scoped_memory_configs":\[\{"memory_space":"1".*?"size":"(\d+)"', line
       )
       name = re.search(r"prefix_attention_(\w+?)(?:\.\d+)? =", line)
-      found[name[1] if name else "?"] = int(used[1]) if used else 0
+      found[name[1].strip("_") if name else "?"] = int(used[1]) if used else 0
   return found
 
 

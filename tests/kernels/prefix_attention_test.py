@@ -328,12 +328,10 @@ def test_a_fixed_sink_is_a_trunk_of_one_zero(implementation):
 
 @implementations
 def test_nothing_but_the_sink_gives_half_of_a_value_whose_score_is_0(implementation):
-  q, k, v = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 1, 2)), np.ones((1, 1, 1, 2))
-  out = attention.prompt_attention(
-    *(jnp.asarray(a, jnp.float32) for a in (q, k, v)), jnp.ones(1, jnp.int32),
-    sink=True, implementation=implementation,
-  )  # fmt: skip
-  np.testing.assert_array_equal(out, np.full((1, 1, 1, 2), 0.5))
+  full = lambda x: jnp.full((1, 1, 1, 2), x, jnp.float32)
+  call = functools.partial(attention.prompt_attention, sink=True, implementation=implementation)
+  out = call(full(0), full(0), full(1), jnp.ones(1, jnp.int32))
+  np.testing.assert_array_equal(out, full(0.5))
 
 
 def test_bad_arguments_are_refused_by_name():
