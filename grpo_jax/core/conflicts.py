@@ -23,7 +23,7 @@ def shared(
 
   Compares all pairs of a group: N G G T comparisons, for G up to some tens.
   """
-  valid = jnp.arange(tokens.shape[2])[None, None] < length[..., None]
+  valid = jnp.arange(tokens.shape[2], dtype=jnp.int32)[None, None] < length[..., None]
   same = tokens[:, :, None] == tokens[:, None]  # [N, G, G, T]
 
   def some(which):

@@ -54,10 +54,10 @@ def largest_variance(
   count = jnp.sum(candidates, dtype=jnp.int32)
   size = jnp.minimum(size, count)
   order = jnp.argsort(jnp.where(candidates, x, jnp.inf), stable=True)
-  rank = jnp.argsort(order)
+  rank = jnp.argsort(order).astype(jnp.int32)
   x = jnp.where(candidates, x, 0)
   x = jnp.where(candidates, x - jnp.sum(x) / jnp.maximum(count, 1).astype(x.dtype), 0)[order]
-  k = jnp.arange(m + 1)
+  k = jnp.arange(m + 1, dtype=jnp.int32)
   upper = jnp.clip(count - size + k, 0, m)  # ranks from here on are the size - k largest
 
   def total(y):
@@ -67,7 +67,7 @@ def largest_variance(
   variance = jnp.where(k <= size, total(x * x) - total(x) ** 2, -jnp.inf)
   best = jnp.max(variance)
   tied = variance >= best - _TIE * jnp.maximum(best, 1)
-  k = jnp.argmin(jnp.where(tied, jnp.abs(2 * k - size), 2 * m + 2))
+  k = jnp.argmin(jnp.where(tied, jnp.abs(2 * k - size), 2 * m + 2)).astype(jnp.int32)
   return candidates & ((rank < k) | (rank >= count - size + k))
 
 

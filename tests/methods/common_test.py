@@ -155,7 +155,12 @@ CASES = [
     layouts=("shared", "packed"),
     credit_reduces=4,
   ),
-  Case("d3s", {"total_steps": 3, "divide_by": "all", "beta_kl": 0.1}, pure=False, credit_reduces=4),
+  Case(
+    "d3s",
+    {"total_steps": 3, "divide_by": "all", "beta_kl": 0.1, "kl": "k3"},
+    pure=False,
+    credit_reduces=4,
+  ),
   # Places of tokens, as log-probabilities of whole responses, need a rollout in one row. GTPO lays
   # the tokens of a group side by side.
   Case("gtpo", alphabet=2, layouts=("shared", "packed"), group_baseline=False, credit_reduces=2),
