@@ -22,53 +22,56 @@ def get_config(variant: str = "") -> ConfigDict:
   c.at_once = 2  # runs in one program: the number of CPU devices
   c.baseline = "grpo"
   c.plan = ConfigDict(
-    dict(
-      updates=100,
-      eval_every=20,
-      prompts=32,
-      group=8,
-      heldout=256,
-      eval_temperature=1.0,
-      warm_steps=600,
-      warm_until=0.3,
-    )
+    {
+      "updates": 100,
+      "eval_every": 20,
+      "prompts": 32,
+      "group": 8,
+      "heldout": 256,
+      "eval_temperature": 1.0,
+      "warm_steps": 600,
+      "warm_until": 0.3,
+    }
   )
-  c.worlds = ConfigDict(
-    dict(
-      reverse=dict(world="sequence", params=dict(task="reverse")),
-      gated=dict(world="gated"),
-      guess=dict(world="hidden_number", skip=("rank_grpo",)),
-      rank=dict(world="ranked_list", measure="reward", skip=("igpo",)),
-    )
-  )
+  worlds = {
+    "reverse": {"world": "sequence", "params": {"task": "reverse"}},
+    "gated": {"world": "gated"},
+    "guess": {"world": "hidden_number", "skip": ("rank_grpo",)},
+    "rank": {"world": "ranked_list", "measure": "reward", "skip": ("igpo",)},
+  }
   only_turns = ("reverse", "gated")
-  twice = dict(mini=2)  # a second update on the same samples: else no ratio and no clip acts
-  c.arms = ConfigDict(
-    dict(
-      reinforce=dict(method="reinforce"),
-      rloo=dict(method="rloo"),
-      grpo=dict(method="grpo"),
-      dr_grpo=dict(method="dr_grpo"),
-      # its two clips and token mean: answers here end by themselves, and samples stay equal
-      dapo=dict(method="dapo", args=dict(max_tokens=1000, overlong_cache=1, resample=0), plan=twice),
-      grpo_x2=dict(method="grpo", plan=twice),
-      gspo=dict(method="gspo", plan=twice),
-      cispo=dict(method="cispo", plan=twice),
-      ppo=dict(method="ppo", plan=twice),
-      hpt_unified=dict(method="hpt_unified"),
-      d3s=dict(method="d3s", args=dict(total_steps=100)),
-      gtpo=dict(method="gtpo"),
-      kimi_k1_5=dict(method="kimi_k1_5", plan=twice),
-      spo_single_stream=dict(
-        method="spo_single_stream", args=dict(rho=0.875), plan=dict(prompts=256, group=1)
-      ),
-      rank_grpo=dict(method="rank_grpo", args=dict(beta_kl=0.0), skip=only_turns),
-      igpo=dict(method="igpo", args=dict(gain="given", beta_kl=0.0), skip=only_turns),
-    )
-  )
+  twice = {"mini": 2}  # the second update is off-policy by the first: else no clip acts
+  arms = {
+    "reinforce": {"method": "reinforce"},
+    "rloo": {"method": "rloo"},
+    "grpo": {"method": "grpo"},
+    "dr_grpo": {"method": "dr_grpo"},
+    # its two clips and token mean: answers here end by themselves, and samples stay equal
+    "dapo": {
+      "method": "dapo",
+      "args": {"max_tokens": 1000, "overlong_cache": 1, "resample": 0},
+      "plan": twice,
+    },
+    "grpo_x2": {"method": "grpo", "plan": twice},
+    "gspo": {"method": "gspo", "plan": twice},
+    "cispo": {"method": "cispo", "plan": twice},
+    "ppo": {"method": "ppo", "plan": twice},
+    "hpt_unified": {"method": "hpt_unified"},
+    "d3s": {"method": "d3s", "args": {"total_steps": 100}},
+    "gtpo": {"method": "gtpo"},
+    "kimi_k1_5": {"method": "kimi_k1_5", "plan": twice},
+    "spo_single_stream": {
+      "method": "spo_single_stream",
+      "args": {"rho": 0.875},
+      "plan": {"prompts": 256, "group": 1},
+    },
+    "rank_grpo": {"method": "rank_grpo", "args": {"beta_kl": 0.0}, "skip": only_turns},
+    "igpo": {"method": "igpo", "args": {"gain": "given", "beta_kl": 0.0}, "skip": only_turns},
+  }
   if "debug" in parts:
     c.seeds, c.tune_seeds, c.lrs = 2, 1, (1e-3,)
     c.plan.update(updates=2, eval_every=1, prompts=4, heldout=16, warm_steps=10)
-    c.worlds = ConfigDict(dict(reverse=c.worlds.reverse.to_dict()))
-    c.arms = ConfigDict({k: c.arms[k].to_dict() for k in ("grpo", "rloo")})
+    worlds = {"reverse": worlds["reverse"]}
+    arms = {name: arms[name] for name in ("grpo", "rloo")}
+  c.worlds, c.arms = ConfigDict(worlds), ConfigDict(arms)
   return c

@@ -38,7 +38,7 @@ def compare(c, workdir: Path, say=print) -> dict:
   """Runs what is missing of every cell and writes results.json and report.html."""
   import jax
 
-  if jax.config.jax_platforms in (None, "", "cpu") and c.at_once > 1:
+  if c.at_once > 1:
     try:  # two runs side by side use two cores better than one run does
       jax.config.update("jax_num_cpu_devices", c.at_once)
     except RuntimeError:
@@ -95,7 +95,7 @@ class Progress:
            for c in cells]  # fmt: skip
     ran = [len(r.data["runs"]) for r in records]
     self.left = sum(per) - sum(min(a, b) for a, b in zip(ran, per, strict=True))
-    self.start, self.cell = time.monotonic(), None
+    self.start, self.cell = time.monotonic(), cells[0]
 
   def at(self, cell):
     self.cell = cell

@@ -54,7 +54,7 @@ def row(slug: str, title: str, arms: dict) -> dict:
 def rows() -> list[dict]:
   from configs import arena
 
-  arms = arena.get_config().arms.to_dict()
+  arms = arena.get_config().to_dict()["arms"]
   return [row(slug, title, arms) for slug, title in papers()]
 
 
@@ -62,8 +62,8 @@ def main(argv: list[str]) -> int:
   if {"-h", "--help"} & set(argv):
     print((__doc__ or "").strip())
     return 0
-  if set(argv) - {"--json"}:
-    print(f"error: unknown argument {(set(argv) - {'--json'}).pop()!r}; only --json", file=sys.stderr)
+  if wrong := [a for a in argv if a != "--json"]:
+    print(f"error: unknown argument {wrong[0]!r}; there is only --json", file=sys.stderr)
     return 2
   table = rows()
   if "--json" in argv:

@@ -7,8 +7,8 @@ from experiments.arena import results as arena_results
 
 COLOURS = ("#2266b3", "#c25a12", "#0f7f68", "#8348ad", "#9a7400", "#b03060", "#4a7d1e", "#5a6472")
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafaf7;margin:0 auto;max-width:1080px;
-padding:24px}h1{font-size:24px}h2{font-size:18px;margin-top:36px}table{border-collapse:collapse}
+body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafaf7;margin:0 auto;max-width:1080px
+;padding:24px}h1{font-size:24px}h2{font-size:18px;margin-top:36px}table{border-collapse:collapse}
 td,th{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid #e3e3de;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}.soft{color:#667}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:18px}
@@ -84,7 +84,8 @@ def _curves(name: str, world: dict, colour: dict, dash: dict, w: int = 330, h: i
       f'<polyline points="{" ".join(mid)}" fill="none" stroke="{colour[arm]}" stroke-width="2" '
       f'stroke-dasharray="{dash[arm]}"><title>{html.escape(arm)}</title></polyline>'
     )
-  label = html.escape(f"{name}: {world['spec']['world']} {json.dumps(world['spec']['params'])}, {world['spec']['measure']}")
+  spec = world["spec"]
+  label = html.escape(f"{name}: {spec['world']} {json.dumps(spec['params'])}, {spec['measure']}")
   svg = f'<svg viewBox="0 0 {w} {h}" width="100%" role="img">{"".join(out)}</svg>'
   return f"<figure>{svg}<figcaption>{label}</figcaption></figure>"
 

@@ -52,7 +52,9 @@ def _world(c, world: str, arms: list[str], found: dict) -> dict:
       "curve": stats.curve(measure),
       "each": measure[:, -1].tolist(),
       "train_every": runs[0]["train_every"],
-      "train": {k: np.mean([r["train"][k] for r in runs], axis=0).tolist() for k in runs[0]["train"]},
+      "train": {
+        k: np.mean([r["train"][k] for r in runs], axis=0).tolist() for k in runs[0]["train"]
+      },
       "tuning": cell["tuning"],
       "stuck": int(np.sum(measure[:, -1] <= measure[:, 0])),
     }

@@ -1,4 +1,4 @@
-"""Aggregates over worlds and seeds, by the definitions of rliable (Agarwal et al. 2021, 2108.13264).
+"""Aggregates over worlds and seeds, by rliable's definitions (Agarwal et al. 2021, 2108.13264).
 
 Scores are [seeds, worlds]. Intervals are percentiles of a bootstrap that draws seeds anew in every
 world by itself (stratified), which keeps each world's share.

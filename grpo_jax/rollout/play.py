@@ -187,7 +187,7 @@ def with_demonstrations(
   """The worlds' own solutions as one more, given, rollout after those of each problem."""
   shown, rows = demonstrate(world, problems, rollouts.prompt)
   n, g = rollouts.reward.shape
-  rows = rows.replace(logp_sampler=jnp.full_like(rows.logp_sampler, jnp.nan))
+  rows = rows.replace(logp_sampler=jnp.full(rows.tokens.shape, jnp.nan))
 
   def join(a, b):
     return jnp.concatenate([a, b], axis=1)

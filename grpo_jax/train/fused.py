@@ -54,7 +54,9 @@ class Plan:
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
     if self.updates % self.eval_every:
-      raise ValueError(f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}")
+      raise ValueError(
+        f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}"
+      )
     if not self.prompts <= self.problems < _WARM_IDS:
       raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
 
@@ -108,9 +110,10 @@ def make_run(
     iterate = make_iteration(world, config, method, plan, forward, update, cut)
     key = jax.random.fold_in(jax.random.key(0), seed)
     params = decoder.init(config, jax.random.fold_in(key, 0))
-    params, warm = warm_start(world, config, plan, forward, params, jax.random.fold_in(key, 1))
+    start = jax.random.fold_in(key, 1)
+    params, warm = warm_start(world, config, plan, forward, params, start)
     if "value" in method.needs:
-      params = params | {"value": policy.init_value_head(config)}
+      params = {**params, "value": policy.init_value_head(config)}
     reference = params if "ref" in method.needs else None
     state = init_state(params, tx, method, plan.problems)
     before = evaluate(params)
@@ -123,9 +126,7 @@ def make_run(
 
     stretches = jnp.arange(plan.updates // plan.eval_every)
     state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
-    accuracy, reward = (
-      jnp.concatenate([a[None], b]) for a, b in zip(before, after, strict=True)
-    )
+    accuracy, reward = (jnp.concatenate([a[None], b]) for a, b in zip(before, after, strict=True))
     flat = jax.tree.map(lambda x: x.reshape(plan.updates), metrics)
     return state, Curves(flat, accuracy, reward, warm)
 
@@ -156,9 +157,7 @@ def make_iteration(world, config, method, plan, forward, update, cut):
     ids = choose_problems(pick, plan.problems, plan.prompts * rounds, weights)
     problems = world.problems(plan.world_seed, ids)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draw, ids)
-    rollouts, batch = play.play(
-      world, config, state.params, problems, ids, keys, group=plan.group
-    )
+    rollouts, batch = play.play(world, config, state.params, problems, ids, keys, group=plan.group)
     watched = observe(rollouts)
     if rounds > 1:
       rollouts, batch = keep_informative(rollouts, batch, plan.prompts)
@@ -229,9 +228,7 @@ def make_evaluate(world: World, config: ModelConfig, plan: Plan):
     ids = _HELD_IDS + jnp.arange(plan.heldout)
     problems = world.problems(plan.world_seed, ids)
     keys = jax.random.split(jax.random.key(0), plan.heldout)
-    rollouts, _ = play.play(
-      world, config, params, problems, ids, keys, group=1, choice=choice
-    )
+    rollouts, _ = play.play(world, config, params, problems, ids, keys, group=1, choice=choice)
     return jnp.mean(rollouts.correct.astype(jnp.float32)), jnp.mean(rollouts.reward)
 
   return evaluate
@@ -290,9 +287,10 @@ def over_seeds(run, devices=None):
     used = max(d for d in range(1, len(devices) + 1) if seeds.shape[0] % d == 0)
     mesh = Mesh(devices[:used], ("run",), axis_types=(AxisType.Auto,))
     one_by_one = devices[0].platform == "cpu"
-    each = (lambda s, l: jax.lax.map(lambda a: run(*a), (s, l))) if one_by_one else jax.vmap(run)
-    return jax.shard_map(
-      each, mesh=mesh, in_specs=P("run"), out_specs=P("run"), check_vma=False
-    )(seeds, lrs)
+    in_turn = lambda *pairs: jax.lax.map(lambda pair: run(*pair), pairs)
+    each = in_turn if one_by_one else jax.vmap(run)
+    return jax.shard_map(each, mesh=mesh, in_specs=P("run"), out_specs=P("run"), check_vma=False)(
+      seeds, lrs
+    )
 
   return jax.jit(many)

@@ -149,9 +149,7 @@ def kernels(c, mesh) -> dict[str, str | None]:
   out = {"attention": k.attention, "decode": k.decode, "logprob": k.logprob}
   for field, name in out.items():
     if name != "auto" and name not in IMPLEMENTATIONS:
-      raise UserError(
-        f"kernels.{field}={name!r}: use auto or one of {', '.join(IMPLEMENTATIONS)}"
-      )
+      raise UserError(f"kernels.{field}={name!r}: use auto or one of {', '.join(IMPLEMENTATIONS)}")
     out[field] = None if name == "auto" else name
   if mesh.size > 1:  # the sampler leaves its split to the compiler, which splits no kernel
     if out["decode"] not in (None, "xla", "reference"):

@@ -14,7 +14,7 @@ from grpo_jax.models import decoder, policy
 from grpo_jax.rollout import play
 from grpo_jax.train import fused
 
-SMALL = dict(updates=4, eval_every=2, prompts=4, group=4, problems=64, heldout=8)
+SMALL = {"updates": 4, "eval_every": 2, "prompts": 4, "group": 4, "problems": 64, "heldout": 8}
 ADDITION = envs.get("modular_addition", modulus=5)
 TINY = fused.tiny_config(ADDITION.vocab, hidden=16, layers=1, heads=2)
 
@@ -38,9 +38,7 @@ def test_the_sampler_s_log_probabilities_are_the_trainer_s(name):
   _, config, params, _, _, batch = played(name)
   fwd = jax.jit(policy.make_forward(config, chunk=0))(params, batch)
   assert float(jnp.sum(batch.mask)) > 12
-  np.testing.assert_allclose(
-    np.where(batch.mask > 0, batch.logp_sampler, 0), fwd.logp, atol=1e-5
-  )
+  np.testing.assert_allclose(np.where(batch.mask > 0, batch.logp_sampler, 0), fwd.logp, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hidden_number", "key_door"])
