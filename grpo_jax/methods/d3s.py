@@ -79,9 +79,8 @@ def make(
     inside = units.spread(units.of_owner(chosen.astype(length.dtype), batch), batch) > 0
     size = selection.ceil_share(percent / 100, jnp.sum(jnp.where(chosen, length, 0)))
     kept = selection.top(of_token, inside, size)
-    number = size.astype(length.dtype)
-    if divide_by == "all":
-      number = jnp.sum(jnp.where(present, length, 0))
+    every = jnp.sum(jnp.where(present, length, 0))
+    number = every if divide_by == "all" else size.astype(length.dtype)
     return Credit(adv=unit_adv, weight=jnp.where(kept, 1 / jnp.maximum(number, 1), 0))
 
   def loss(fwd, batch, credit):
