@@ -1,4 +1,7 @@
-"""Plain XLA: groups by segment sums, and scans in log2(T) sweeps over whole rows."""
+"""Plain XLA: groups by segment sums, and scans in log2(T) sweeps over whole rows.
+
+A CPU does the scan token by token instead: it has no use for the width of a sweep.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +44,12 @@ def exclusive(operator, items, carry):
   return tuple(jax.lax.associative_scan(swapped, tuple(wide), axis=1, reverse=True))
 
 
-def backward_scan(reward, mask, decay, *, value, last, gamma, segment):
+def backward_scan(*args, **kwargs):
+  scan = reference.backward_scan if jax.default_backend() == "cpu" else sweeps
+  return scan(*args, **kwargs)
+
+
+def sweeps(reward, mask, decay, *, value, last, gamma, segment):
   decay = jnp.broadcast_to(decay, reward.shape)
   zero = jnp.zeros_like(reward[:, :1])
   carry = {FILL: (zero, zero, jnp.zeros(zero.shape, jnp.int32)), LINEAR: (zero, zero)}

@@ -12,16 +12,18 @@ from jax.sharding import PartitionSpec as P
 
 from grpo_jax.core import groups, returns
 from pallas_kernels import group_advantage as op
-from pallas_kernels.group_advantage import cases, gpu, tpu
+from pallas_kernels.group_advantage import cases, gpu, tpu, xla
 
 FORMS = ("reference", "xla", "tpu_interpret", "gpu_interpret")
 forms = pytest.mark.parametrize("name", FORMS)
 WAYS = (("standardize", "group"), ("standardize", "batch"), ("standardize", "none"),
         ("leave_one_out", "group"), ("ranks", "group"), ("minmax", "group"),
         ("whiten", "group"))  # fmt: skip
-ways = pytest.mark.parametrize("kind, scale", WAYS, ids=" ".join)
+ways = pytest.mark.parametrize("kind, scale", WAYS)
 few = settings(max_examples=5, deadline=None)
-SMALL = {  # several blocks each way
+KERNELS = ("tpu_interpret", "gpu_interpret")
+SMALL = {  # several blocks each way; and what XLA does off the CPU
+  "xla": xla.sweeps,
   "tpu_interpret": functools.partial(tpu.backward_scan, blocks=tpu.Blocks(8, 128), interpret=True),
   "gpu_interpret": functools.partial(gpu.backward_scan, blocks=gpu.Blocks(4, 64), interpret=True),
 }
@@ -105,7 +107,7 @@ def test_advantages_equal_loops_whatever_the_dead_hold(name, kind, scale):
 
 @forms
 @pytest.mark.parametrize("kind, scale", [w for w in WAYS if w[1] == "batch" or w[0] in (
-  "standardize", "ranks", "whiten")], ids=" ".join)  # fmt: skip
+  "standardize", "ranks", "whiten")])  # fmt: skip
 def test_ragged_groups_in_any_order_equal_loops(name, kind, scale):
   if not supported(name, kind):
     return
@@ -147,7 +149,7 @@ def test_definitions_agree_with_core_groups(name):
   assert set(op.SCALES) == set(groups.SCALES)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", cases.GROUPS, ids=lambda c: c.name)
 def test_kernels_take_the_shapes_of_real_runs(name, case):
   small = case.small()
@@ -260,7 +262,7 @@ def test_scans_agree_with_core_returns(name):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", cases.ROWS[1:], ids=lambda c: c.name)
 def test_scans_take_the_shapes_of_real_runs(name, case):
   small = case.small()
