@@ -32,8 +32,7 @@ def loop_share(written, count):
   later = place[None, :] + period[:, None]
   same = (back[jnp.minimum(later, size - 1)] == back[None, :]) & (later < count)
   copies = 1 + jnp.sum(jnp.cumprod(same.astype(jnp.int32), axis=1), axis=1) // period
-  loops = (copies >= 2) & (2 * period <= count)
-  inside = jnp.max(jnp.where(loops, period, 0))
+  inside = jnp.max(jnp.where(copies >= 2, period, 0))
   inside *= copies[jnp.maximum(inside - 1, 0)]  # of the largest period that is a loop
   return inside.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 

@@ -38,7 +38,7 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
   """The hidden one of `numbers`, equally likely, must be found in `guesses`."""
   check("hidden_number.numbers", numbers, 2, 58)
   check("hidden_number.guesses", guesses, 1, 64)
-  question, higher, lower, none = range(_FIRST + numbers, _FIRST + numbers + 4)
+  question = _FIRST + numbers  # then higher, lower, none
   size = 2 * guesses - 1
 
   def problem(key):
@@ -55,28 +55,6 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
     )  # fmt: skip
     return state, Next(force=jnp.int32(-1), done=no, turn=zero)
 
-  def step(problem, state, token):
-    secret, guess = problem.data, token - _FIRST
-    acts = ~state.told & ~state.done
-    number = (guess >= 0) & (guess < numbers)
-    found = acts & (guess == secret)
-    below, above = acts & number & (guess < secret), acts & number & (guess > secret)
-    low = jnp.where(below, jnp.maximum(state.low, guess + 1), state.low)
-    high = jnp.where(above, jnp.minimum(state.high, guess - 1), state.high)
-    low, high = jnp.where(found, secret, low), jnp.where(found, secret, high)
-    left = lambda low, high: (high - low + 1).astype(jnp.float32)
-    gain = jnp.log2(left(state.low, state.high) / left(low, high)) / math.log2(numbers)
-    turn = state.turn + acts.astype(jnp.int32)
-    done = state.done | found | (acts & ((token == STOP) | (turn == guesses)))
-    told = acts & ~done
-    reply = jnp.where(below, higher, jnp.where(above, lower, none))
-    state = _State(
-      low=low, high=high, turn=turn, told=told, found=state.found | found, done=done,
-      bits=jnp.where(acts, state.bits.at[state.turn].set(gain), state.bits),
-    )  # fmt: skip
-    force = jnp.where(told, reply, -1)
-    return state, Next(force=force, done=done, turn=jnp.minimum(turn, guesses - 1))
-
   def score(problem, state, tokens, length):
     del problem, tokens, length
     reward, bits = state.found.astype(jnp.float32), state.bits
@@ -87,6 +65,7 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
     del problem
     return (state.low + state.high) // 2 + _FIRST
 
+  step = lambda problem, state, token: _step(problem.data, state, token, numbers, guesses)
   symbols = ("_", ".", *map(str, range(numbers)), "?", "higher", "lower", "none")
   v = len(symbols)
   return World(
@@ -104,3 +83,26 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
     start=start,
     step=step,
   )
+
+
+def _step(secret, state: _State, token, numbers: int, guesses: int):
+  guess, reply_token = token - _FIRST, _FIRST + numbers
+  acts = ~state.told & ~state.done
+  number = (guess >= 0) & (guess < numbers)
+  found = acts & (guess == secret)
+  below, above = acts & number & (guess < secret), acts & number & (guess > secret)
+  low = jnp.where(below, jnp.maximum(state.low, guess + 1), state.low)
+  high = jnp.where(above, jnp.minimum(state.high, guess - 1), state.high)
+  low, high = jnp.where(found, secret, low), jnp.where(found, secret, high)
+  left = lambda low, high: (high - low + 1).astype(jnp.float32)
+  gain = jnp.log2(left(state.low, state.high) / left(low, high)) / math.log2(numbers)
+  turn = state.turn + acts.astype(jnp.int32)
+  done = state.done | found | (acts & ((token == STOP) | (turn == guesses)))
+  told = acts & ~done
+  reply = reply_token + jnp.where(below, 1, jnp.where(above, 2, 3))
+  state = _State(
+    low=low, high=high, turn=turn, told=told, found=state.found | found, done=done,
+    bits=jnp.where(acts, state.bits.at[state.turn].set(gain), state.bits),
+  )  # fmt: skip
+  force = jnp.where(told, reply, -1)
+  return state, Next(force=force, done=done, turn=jnp.minimum(turn, guesses - 1))

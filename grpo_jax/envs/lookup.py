@@ -59,28 +59,6 @@ def make(*, keys: int = 8, hops: int = 2, calls: int = 3) -> World:
     )
     return state, Next(force=jnp.int32(-1), done=jnp.bool_(False), turn=zero)
 
-  def step(problem, state, token):
-    table, path = problem.data["table"], problem.data["path"]
-    value = token - _FIRST
-    reads = (state.phase == _KEY) & (value >= 0) & (value < keys)
-    next_link = reads & (state.links < hops) & (value == path[jnp.minimum(state.links, hops)])
-    right = (state.phase == _SAY) & (value == path[hops])
-    calls_now = (token == call) & (state.turn < calls)
-    after_open = jnp.where(calls_now, _KEY, jnp.where(token == say, _SAY, _OVER))
-    phase = jnp.where(reads | (state.phase == _TELL), jnp.where(reads, _TELL, _OPEN), _OVER)
-    phase = jnp.where(state.phase == _OPEN, after_open, phase).astype(jnp.int32)
-    earned = (next_link | right).astype(jnp.float32) / (hops + 1)
-    turn = state.turn + reads.astype(jnp.int32)
-    state = _State(
-      phase=phase,
-      turn=turn,
-      links=state.links + next_link.astype(jnp.int32),
-      right=state.right | right,
-      useful=state.useful.at[state.turn].add(earned),
-    )
-    force = jnp.where(reads, table[jnp.clip(value, 0, keys - 1)] + _FIRST, -1)
-    return state, Next(force=force, done=phase == _OVER, turn=turn)
-
   def score(problem, state, tokens, length):
     del problem, tokens, length
     reward = state.right.astype(jnp.float32)
@@ -92,6 +70,7 @@ def make(*, keys: int = 8, hops: int = 2, calls: int = 3) -> World:
     first = jnp.where(state.links < hops, call, say)
     return jnp.stack([first, path[jnp.minimum(state.links, hops)], 0, path[hops]])[state.phase]
 
+  step = lambda problem, state, token: _step(problem.data, state, token, hops)
   symbols = ("_", ".", *string.ascii_letters[:keys], "@", "=", "?")
   v = float(len(symbols))
   return World(
@@ -108,3 +87,28 @@ def make(*, keys: int = 8, hops: int = 2, calls: int = 3) -> World:
     start=start,
     step=step,
   )
+
+
+def _step(data, state: _State, token, hops: int):
+  table, path = data["table"], data["path"]
+  keys, calls = table.shape[0], state.useful.shape[0] - 1
+  call, say = _FIRST + keys, _FIRST + keys + 1
+  value = token - _FIRST
+  reads = (state.phase == _KEY) & (value >= 0) & (value < keys)
+  next_link = reads & (state.links < hops) & (value == path[jnp.minimum(state.links, hops)])
+  right = (state.phase == _SAY) & (value == path[hops])
+  calls_now = (token == call) & (state.turn < calls)
+  after_open = jnp.where(calls_now, _KEY, jnp.where(token == say, _SAY, _OVER))
+  phase = jnp.where(reads | (state.phase == _TELL), jnp.where(reads, _TELL, _OPEN), _OVER)
+  phase = jnp.where(state.phase == _OPEN, after_open, phase).astype(jnp.int32)
+  earned = (next_link | right).astype(jnp.float32) / (hops + 1)
+  turn = state.turn + reads.astype(jnp.int32)
+  state = _State(
+    phase=phase,
+    turn=turn,
+    links=state.links + next_link.astype(jnp.int32),
+    right=state.right | right,
+    useful=state.useful.at[state.turn].add(earned),
+  )
+  force = jnp.where(reads, table[jnp.clip(value, 0, keys - 1)] + _FIRST, -1)
+  return state, Next(force=force, done=phase == _OVER, turn=turn)

@@ -32,7 +32,6 @@ def make(*, items: int = 6, ranks: int | None = None) -> World:
   ranks = items if ranks is None else ranks
   check("ranked_list.ranks", ranks, 1, items)
   colon = _MARKS + items
-  discount = [1 / math.log2(k + 2) for k in range(ranks)]
 
   def problem(key):
     first, other, letters, (sure,), marks = draw(
@@ -58,29 +57,11 @@ def make(*, items: int = 6, ranks: int | None = None) -> World:
     count = jnp.minimum(count, 2 * ranks)
     return count, _next(jnp.minimum(count // 2, ranks - 1), count == 2 * ranks)
 
-  def score(problem, state, tokens, length):
-    del state
-    names, rel = problem.data["names"], problem.data["rel"]
-    written = jnp.where(jnp.arange(2 * ranks) < length, tokens, 0).reshape(ranks, 2)
-    same = jnp.all(written[:, None, :] == names[None, :, :], axis=-1).astype(jnp.int32)
-    new = (jnp.cumsum(same, axis=0) == 1).astype(jnp.int32) * same
-    gained = new @ rel
-    best = -jnp.sort(-rel)[:ranks]
-    lines = jnp.sum(new)
-    weight = jnp.asarray(discount, jnp.float32)
-    dcg = lambda gain: jnp.sum(gain.astype(jnp.float32) * weight)
-    correct = (lines == ranks) & jnp.all(gained == best)
-    return Verdict(
-      reward=jnp.where(jnp.all(gained == best), 1.0, dcg(gained) / dcg(best)),
-      correct=correct,
-      parts=(lines.astype(jnp.float32) / ranks)[None],
-      turn_reward=gained.astype(jnp.float32) / 2,
-    )
-
   def solution(problem):
     order = jnp.argsort(-problem.data["rel"])[:ranks]
     return problem.data["names"][order].reshape(-1)
 
+  score = lambda problem, state, tokens, length: _score(problem, tokens, length, ranks)
   marks = (str(i) for i in range(items))
   symbols = ("_", ".", *string.ascii_lowercase[:_LETTERS], *marks, ":", ">")
   return World(
@@ -115,3 +96,22 @@ def _best_lists(items: int, ranks: int) -> float:
       b = min(ranks - a, one)
       total += share * math.perm(two + 1, a) * math.perm(one, b) * math.perm(none, ranks - a - b)
   return total
+
+
+def _score(problem, tokens, length, ranks: int):
+  names, rel = problem.data["names"], problem.data["rel"]
+  written = jnp.where(jnp.arange(2 * ranks) < length, tokens, 0).reshape(ranks, 2)
+  same = jnp.all(written[:, None, :] == names[None, :, :], axis=-1).astype(jnp.int32)
+  new = (jnp.cumsum(same, axis=0) == 1).astype(jnp.int32) * same
+  gained = new @ rel
+  best = -jnp.sort(-rel)[:ranks]
+  lines = jnp.sum(new)
+  weight = jnp.asarray([1 / math.log2(k + 2) for k in range(ranks)], jnp.float32)
+  dcg = lambda gain: jnp.sum(gain.astype(jnp.float32) * weight)
+  correct = (lines == ranks) & jnp.all(gained == best)
+  return Verdict(
+    reward=jnp.where(jnp.all(gained == best), 1.0, dcg(gained) / dcg(best)),
+    correct=correct,
+    parts=(lines.astype(jnp.float32) / ranks)[None],
+    turn_reward=gained.astype(jnp.float32) / 2,
+  )

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import NamedSharding, Sharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
 
+from grpo_jax.models import on_mesh
 from grpo_jax.models.config import ModelConfig
-from pallas_kernels import dispatch
 from pallas_kernels import prefix_attention as attention
 
 Params = dict[str, Any]
@@ -335,32 +334,6 @@ def packed_hidden(
   return jnp.where((position == 0)[..., None], last[:, None], before)
 
 
-def split_attention(config: ModelConfig, rows: Sharding | None, implementation: str | None):
-  """`prefix_attention`, on each device for its own rows and heads where a kernel runs on several:
-  a compiler splits plain XLA by itself and a kernel not at all."""
-  if not isinstance(rows, NamedSharding) or not dispatch.wants_kernel(implementation, rows):
-    return attention.prefix_attention
-  heads = "tensor" if config.num_kv_heads % rows.mesh.shape["tensor"] == 0 else None
-  own, of_rows = P(rows.spec[0], None, heads), P(rows.spec[0])
-
-  def call(q, k, v, length, *, trunk, segment=None, **options):
-    optional = {"trunk": trunk, "segment": segment}
-    specs = {"trunk": P(None, heads), "segment": of_rows}
-    given = {name: x for name, x in optional.items() if x is not None}
-    run = lambda q, k, v, length, more: attention.prefix_attention(
-      q, k, v, length, **more, **options
-    )
-    return jax.shard_map(
-      run,
-      mesh=rows.mesh,
-      in_specs=(own, own, own, of_rows, {name: specs[name] for name in given}),
-      out_specs=own,
-      check_vma=False,
-    )(q, k, v, length, given)
-
-  return call
-
-
 def _prompt_and_own(
   config, params, prompt, length, ids, own_position, trunk, remat, rows, **layout
 ) -> tuple[Float[Array, "N D"], Float[Array, "N X D"]]:
@@ -370,7 +343,7 @@ def _prompt_and_own(
     [jnp.broadcast_to(jnp.arange(p)[None], (n, p)), length[:, None] + own_position], axis=1
   )
 
-  attention_of = split_attention(config, rows, layout.get("implementation"))
+  attention_of = on_mesh.prefix_attention(rows, config.num_kv_heads, layout.get("implementation"))
 
   def attend(shared, q, k, v):
     return attention_of(q, k, v, length, trunk=shared, num_prefix=p, **layout), None

@@ -1,19 +1,15 @@
 """From a batch to `Fwd`: the decoder as a policy over completions of shared prompts."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, Sharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Sharding
 from jaxtyping import Array
 
-from grpo_jax.models import decoder
+from grpo_jax.models import decoder, on_mesh
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.types import Batch, Fwd
-from pallas_kernels import dispatch
-from pallas_kernels.token_logprob import token_logprob, token_logprob_sharded
 
 Forward = Callable[..., Fwd]
 
@@ -65,7 +61,9 @@ def make_forward(
       x = decoder.packed_hidden(config, params, *prompt, *packed, **shared)
     x = x.reshape(r * t, -1)
     head = decoder.output_matrix(params)
-    out = head_logprob(rows, chunk, logprob)(x, head, batch.tokens.reshape(-1), temperature)
+    out = on_mesh.token_logprob(rows, chunk, logprob)(
+      x, head, batch.tokens.reshape(-1), temperature
+    )
     value = None
     if "value" in params:
       value = (x @ params["value"]["w"] + params["value"]["b"]).reshape(r, t)
@@ -78,32 +76,6 @@ def make_forward(
     )
 
   return forward
-
-
-def head_logprob(rows: Sharding | None, chunk: int, implementation: str | None):
-  """`token_logprob`; where a kernel runs on several devices, each does its own tokens and its own
-  part of the vocabulary."""
-  if rows is None or rows.num_devices == 1:
-    return functools.partial(token_logprob, chunk=chunk, implementation=implementation)
-  if not isinstance(rows, NamedSharding) or not dispatch.wants_kernel(implementation, rows):
-    return functools.partial(
-      token_logprob, chunk=chunk, strided=True, implementation=implementation or "xla"
-    )
-  mesh, tokens = rows.mesh, P(rows.spec[0])
-
-  def call(x, head, target, temperature):
-    options = {"temperature": temperature, "chunk": chunk, "implementation": implementation}
-    divides = head.shape[0] % mesh.shape["tensor"] == 0
-    if divides:
-      part = functools.partial(token_logprob_sharded, axis_name="tensor", **options)
-    else:
-      part = functools.partial(token_logprob, **options)
-    specs = (tokens, P("tensor") if divides else P(), tokens)
-    return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=tokens, check_vma=False)(
-      x, head, target
-    )
-
-  return call
 
 
 def make_score(forward: Forward) -> Callable[..., Fwd]:

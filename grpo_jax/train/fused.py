@@ -113,7 +113,7 @@ def make_run(
     start = jax.random.fold_in(key, 1)
     params, warm = warm_start(world, config, plan, forward, params, start)
     if "value" in method.needs:
-      params = {**params, "value": policy.init_value_head(config)}
+      params = dict(params, value=policy.init_value_head(config))  # pyright: ignore
     reference = params if "ref" in method.needs else None
     state = init_state(params, tx, method, plan.problems)
     before = evaluate(params)

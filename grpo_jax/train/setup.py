@@ -18,7 +18,7 @@ from grpo_jax.train.folder import check_folder, check_steps, save_config
 from grpo_jax.train.optimizer import make_optimizer
 from grpo_jax.train.plan import plan
 from grpo_jax.train.update import Cut, init_state, make_update
-from grpo_jax.types import Fixed, Method, TrainState
+from grpo_jax.types import Fixed, Flat, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
 from pallas_kernels.prefix_attention import IMPLEMENTATIONS
 
@@ -105,6 +105,10 @@ def make_method(c) -> Method:
   if isinstance(method.plan, Fixed) != (c.loop == "offline"):
     fit, data = ("offline", "given") if isinstance(method.plan, Fixed) else ("llm", "sampled")
     raise UserError(f"loop={c.loop!r}: {c.method} learns from {data} completions; use loop={fit!r}")
+  if not isinstance(method.plan, Flat | Fixed):
+    raise UserError(
+      f"method={c.method}: it samples by the plan {type(method.plan).__name__}, which no loop does"
+    )
   for need in method.needs:
     if need not in SUPPLIED:
       raise UserError(
