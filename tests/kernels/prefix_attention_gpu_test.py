@@ -22,9 +22,12 @@ by_name = functools.partial(pytest.mark.parametrize, ids=lambda case: case.name)
 
 
 def runs(rng, n, x):
-  """[n, x] ids of adjacent completions of random lengths, about a quarter of them padding."""
+  """[n, x] ids of adjacent completions of random lengths; one is padding, and so is a single token
+  between some: in reach of one block of queries."""
   ids = np.sort(rng.integers(0, 5, (n, x)), axis=1)
-  return np.where(ids == rng.integers(0, 5, (n, 1)), -1, ids).astype(np.int32)
+  dead = ids == rng.integers(0, 5, (n, 1))
+  dead |= (np.diff(ids, axis=1, prepend=ids[:, :1]) > 0) & (ids != 4)
+  return np.where(dead, -1, ids).astype(np.int32)
 
 
 def draw(case, seed=0, dtype=np.float32):
