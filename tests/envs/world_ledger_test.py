@@ -71,11 +71,12 @@ def test_solutions_report_the_sum_so_far():
   assert sums == [sum(told[: k + 1]) % 10 for k in range(3)]
 
 
-def test_the_longest_episode_fills_the_budget():
+@pytest.mark.parametrize(("last", "length"), [("[0_]=9", 42), ("[0_]@a", 41)])
+def test_the_longest_episode_fills_the_budget_and_turns_are_counted(last, length):
   world = tw.get("ledger")
   made, _ = tw.problems(world, tw.ROWS)
-  longest = [world.symbols.index(word) for word in 4 * "[[a]@a___" + "[0_]=9"]
-  assert np.all(tw.play(world, made, np.asarray([longest] * tw.ROWS, np.int32)).length == 42)
+  longest = [world.symbols.index(word) for word in 4 * "[[a]@a___" + last]
+  assert np.all(tw.play(world, made, np.asarray([longest] * tw.ROWS, np.int32)).length == length)
 
 
 def test_chance_is_the_share_over_all_episodes():

@@ -49,11 +49,12 @@ def test_the_best_episode_earns_one_over_its_turns():
   np.testing.assert_allclose(useful, np.broadcast_to([1 / 3, 1 / 3, 1 / 3, 0], useful.shape))
 
 
-def test_the_longest_episode_fills_the_budget():
+@pytest.mark.parametrize(("written", "length"), [("@a_@b_@b_=a", 11), ("@a_@b_@b_@a", 10)])
+def test_the_longest_episode_fills_the_budget_and_calls_are_counted(written, length):
   world = tw.get("lookup")
   made, _ = tw.problems(world, tw.ROWS)
-  longest = [world.symbols.index(word) for word in "@a_@b_@b_=a"]
-  assert np.all(tw.play(world, made, np.asarray([longest] * tw.ROWS, np.int32)).length == 11)
+  longest = [world.symbols.index(word) for word in written]
+  assert np.all(tw.play(world, made, np.asarray([longest] * tw.ROWS, np.int32)).length == length)
 
 
 def test_chance_is_the_share_over_all_episodes():

@@ -109,6 +109,15 @@ def test_what_lies_beyond_the_length_changes_no_verdict(name):
   assert_same(played.verdict, played.dirty)
 
 
+def test_a_stop_beyond_the_length_ends_no_answer():
+  world = tw.get("modular_addition")
+  made, solutions = tw.problems(world, tw.ROWS)
+  score = jax.jit(world.score)
+  for length, right in ((1, False), (2, True)):
+    verdict = score(tw.pick(made, 0), (), solutions[0], jnp.int32(length))
+    assert bool(verdict.correct) == right
+
+
 @every_world
 def test_turns_follow_each_other_and_finished_episodes_stay_finished(name):
   world = tw.get(name)
