@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from common_test import CASES, label
+from cases import CASES, label
 
 from grpo_jax import methods
 from grpo_jax.core import divergences
