@@ -154,7 +154,8 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
   dtype = p.reward.dtype
   of_unit = p.unit_value.reshape(n * g, each)[owner, np.arange(units) % each]
   of_unit = jnp.asarray(np.where(unit_mask, of_unit, junk), dtype)
-  extra = {"value": made["value_old"], "answer_logp": of_unit}
+  extra = {"value": made["value_old"]} if "value_old" in made else {}
+  extra["answer_logp"] = of_unit
   batch = Batch(
     tokens=jnp.asarray(tokens),
     mask=jnp.asarray(mask, dtype),

@@ -82,7 +82,7 @@ def test_a_run_killed_at_every_kind_of_point_equals_an_uninterrupted_one(runs):
     return len(evaluations) == 2
 
   def at_step(step):
-    return lambda s, params, pool, draw, count, now, plan: now == step
+    return lambda s, params, pool, draw, count, now, plan, show: now == step
 
   write = metrics.MetricsWriter
   interrupted(c, workdir, llm, "collect", at_step(1))  # before anything is saved
