@@ -208,10 +208,10 @@ def _own_keys(lengths):
   return attend
 
 
+_UNROLLED = 4  # so few layers compile faster one by one, and the loop's copies of their weights go
 # For the backward pass a layer keeps the results of its matrix products. Norms, activations and
 # attention weights are computed again: cheaper than writing and reading them, and flat in S^2.
 # The last two names are those of the attention kernels, which then run forward once.
-_UNROLLED = 4  # so few layers compile faster one by one, and the loop's copies of their weights go
 _SAVED = jax.checkpoint_policies.save_only_these_names(
   "q", "k", "v", "mixed", "gate", "up", "prefix_attention_out", "prefix_attention_lse"
 )

@@ -21,7 +21,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout import choose, play
-from grpo_jax.train.update import Cut, init_state, make_update
+from grpo_jax.train.update import SUPPLIED, Cut, init_state, make_update, wants_old, with_old
 from grpo_jax.types import Flat, Method, Metrics, TrainState
 
 _WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
@@ -59,9 +59,6 @@ class Plan:
       )
     if not self.prompts <= self.problems < _WARM_IDS:
       raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
-
-
-SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
 
 
 class Curves(NamedTuple):
@@ -165,10 +162,8 @@ def make_iteration(world, config, method, plan, forward, update, cut):
       rollouts, batch = play.with_demonstrations(world, problems, rollouts, batch)
 
     # score
-    if not cut.on_policy or {"logp_old", "value", "entropy_old"} & set(method.needs):
-      old = forward(state.params, batch)
-      values = {} if old.value is None else {"value": old.value}
-      batch = batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra=values)
+    if wants_old(method, cut):
+      batch = with_old(batch, forward(state.params, batch))
     if reference is not None:
       batch = batch.replace(logp_ref=forward(reference, batch).logp)
 

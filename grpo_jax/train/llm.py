@@ -18,6 +18,7 @@ from grpo_jax.train import export, setup
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.compiles import count_compiles
 from grpo_jax.train.journal import Journal, finished
+from grpo_jax.train.update import wants_old, with_old
 from grpo_jax.types import Flat
 
 
@@ -74,10 +75,8 @@ def run(c, workdir: Path, say=print) -> dict:
     scored = time.monotonic()
     rollouts = sharding.put(got.rollouts, sharding.replicated(parts.mesh))
     batch = sharding.put(got.batch, sharding.rows(parts.mesh))
-    if not parts.cut.on_policy or {"logp_old", "value", "entropy_old"} & set(parts.method.needs):
-      old = parts.score(state.params, batch)
-      values = {} if old.value is None else {"value": old.value}
-      batch = batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra=values)
+    if wants_old(parts.method, parts.cut):
+      batch = with_old(batch, parts.score(state.params, batch))
     if parts.reference is not None:
       batch = batch.replace(logp_ref=parts.score(parts.reference, batch).logp)
 

@@ -17,13 +17,11 @@ from grpo_jax.rollout.collect import Sampling, common_start, longest_prompt
 from grpo_jax.train.folder import check_folder, check_steps, save_config
 from grpo_jax.train.optimizer import make_optimizer
 from grpo_jax.train.plan import plan
-from grpo_jax.train.update import Cut, init_state, make_update
+from grpo_jax.train.update import SUPPLIED, Cut, init_state, make_update
 from grpo_jax.types import Fixed, Flat, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
 from pallas_kernels.prefix_attention import IMPLEMENTATIONS
 
-# What the loops put into a batch for methods that ask for it.
-SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
 LEAST = {
   "seed": 0,
   "steps": 1,

@@ -17,6 +17,9 @@ import optax
 from grpo_jax.models.policy import Forward
 from grpo_jax.types import Batch, Credit, Fwd, Method, Metrics, Now, Rollouts, TrainState
 
+# What the loops can put into a batch for methods that ask for it.
+SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
@@ -31,6 +34,17 @@ class Cut:
   def on_policy(self) -> bool:
     """One update a batch: the ratio is 1 in value and `logp_old` need not be computed."""
     return self.epochs * self.mini == 1
+
+
+def wants_old(method: Method, cut: Cut) -> bool:
+  """Whether the policy that sampled has to score the batch before the update."""
+  return not cut.on_policy or bool({"logp_old", "value", "entropy_old"} & set(method.needs))
+
+
+def with_old(batch: Batch, old: Fwd) -> Batch:
+  """The batch with what the policy that sampled it says of its tokens."""
+  values = {} if old.value is None else {"value": old.value}
+  return batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra=values)
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, method: Method, num_prompts: int):
