@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(variant: str = ""):
   c = common.base()
-  c.steps = 36
+  c.steps = 48
   c.data = {
     "source": "reasoning_gym",
     "mix": tuple(
@@ -43,6 +43,7 @@ def get_config(variant: str = ""):
   c.score.pack = True
   c.optimizer.lr = 1e-5
   c.checkpoint.every = 8
+  c.eval.every = 12
   c.log.rollouts_every = 4
   if common.check_variant(variant):
     c.steps = 2
