@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.prefix_attention.ranges import run_start
 
 _LOW = -1e30  # finite, so that a row with nothing to see gives 0 and not NaN
+# A prompt's queries go block by block, over the keys that they can see: a third to a half of the
+# scores of a long prompt are never made. More blocks save little more and take longer to compile.
+_BLOCK, _MOST_BLOCKS = 128, 8
 
 
 def _heads_first(q: Float[Array, "N X H d"], kv: int) -> Float[Array, "N K Y d"]:
@@ -31,13 +34,48 @@ def _zero_unless(live: Bool[Array, "N X"], *arrays: Float[Array, "N X ..."]) -> 
 
 def _scores(q, k, mask, softcap=None):
   """Masked scaled scores in float32; `mask` broadcasts against them."""
-  s = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+  s = _products(q, k)
   s = s * q.shape[-1] ** -0.5
   return jnp.where(mask, s if softcap is None else softcap * jnp.tanh(s / softcap), _LOW)
 
 
 def _weigh(p, v):
-  return jnp.einsum("...qk,...kd->...qd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return _mixture(p.astype(v.dtype), v)
+
+
+@jax.custom_vjp
+def _products(q: Float[Array, "... q d"], k: Float[Array, "... k d"]) -> Float[Array, "... q k"]:
+  """q k^T in float32. Its backward pass differs from the automatic one in order only: for dk the
+  narrow q is transposed and not the wide score (as in models/decoder.py: linear)."""
+  return jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
+
+
+def _products_backward(saved, ct):
+  q, k = saved
+  ct = ct.astype(q.dtype)
+  dq = jnp.einsum("...qk,...kd->...qd", ct, k, preferred_element_type=jnp.float32)
+  dk = jnp.einsum("...qd,...qk->...dk", q, ct, preferred_element_type=jnp.float32)
+  return dq.astype(q.dtype), dk.swapaxes(-1, -2).astype(k.dtype)
+
+
+_products.defvjp(lambda q, k: (_products(q, k), (q, k)), _products_backward)
+
+
+@jax.custom_vjp
+def _mixture(p: Float[Array, "... q k"], v: Float[Array, "... k d"]) -> Float[Array, "... q d"]:
+  """p v in float32; backward as in `_products`."""
+  return jnp.einsum("...qk,...kd->...qd", p, v, preferred_element_type=jnp.float32)
+
+
+def _mixture_backward(saved, ct):
+  p, v = saved
+  ct = ct.astype(v.dtype)
+  dp = jnp.einsum("...qd,...kd->...qk", ct, v, preferred_element_type=jnp.float32)
+  dv = jnp.einsum("...qd,...qk->...dk", ct, p, preferred_element_type=jnp.float32)
+  return dp.astype(p.dtype), dv.swapaxes(-1, -2).astype(v.dtype)
+
+
+_mixture.defvjp(lambda p, v: (_mixture(p, v), (p, v)), _mixture_backward)
 
 
 def _prompt(
@@ -50,12 +88,27 @@ def _prompt(
   sink: bool,
 ) -> Float[Array, "N P H d"]:
   """Causal attention of prompts padded on the right, the last P of their M >= P keys being own."""
-  p, kv, m = q.shape[1], k.shape[2], k.shape[1]
+  p, m = q.shape[1], k.shape[1]
   valid = jnp.arange(m)[None] < key_length[:, None]
   (q,) = _zero_unless(valid[:, m - p :], q)
   k, v = (a.transpose(0, 2, 1, 3) for a in _zero_unless(valid, k, v))
-  column = jnp.arange(m)[None]
-  row = jnp.tile(jnp.arange(m - p, m), q.shape[2] // kv)[:, None]
+  size = max(_BLOCK, -(-p // _MOST_BLOCKS))
+  out = []
+  for first in range(0, p, size):
+    last = min(first + size, p)
+    behind, ahead = 0 if window is None else max(0, m - p + first - window + 1), m - p + last
+    rows = jnp.arange(m - p + first, ahead)
+    seen = slice(behind, ahead)
+    part = k[:, :, seen], v[:, :, seen], valid[:, seen], jnp.arange(behind, ahead)
+    out.append(_causal(q[:, first:last], *part, rows, window, softcap, sink))
+  out = out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
+  return _zero_unless(valid[:, m - p :], out)[0].astype(q.dtype)
+
+
+def _causal(q, k, v, valid, column, row, window, softcap, sink) -> Float[Array, "N B H d"]:
+  """A block of the prompt's queries, at the places `row`, over the keys at the places `column`."""
+  kv, count = k.shape[1], q.shape[1]
+  column, row = column[None], jnp.tile(row, q.shape[2] // kv)[:, None]
   mask = column <= row
   if window is not None:
     mask = mask & (row - column < window)
@@ -66,7 +119,7 @@ def _prompt(
   weight = jnp.exp(score - top)
   total = jnp.sum(weight, axis=-1)[..., None]
   out = _weigh(weight, v) / (total + jnp.exp(-top) if sink else total)
-  return _zero_unless(valid[:, m - p :], _heads_last(out, p))[0].astype(q.dtype)
+  return _heads_last(out, count)
 
 
 def _two_part(q, k_prefix, v_prefix, prefix_mask, k, v, own_mask, softcap, sink):

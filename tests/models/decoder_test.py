@@ -272,14 +272,14 @@ def formula(rows, tokens, pairs):
 def test_flops_are_those_of_the_formula_and_fall_against_repeated_rows(p, g, t):
   """The last completion token is never an input, so T + 1 tokens are given. Two prompts.
 
-  XLA forms the scores that the causal mask drops: 5.7% of all at P = 512 with so small a block.
+  XLA forms scores that the causal mask drops: those of a completion and of a block of the prompt.
   """
   n = 2
   ours = flops(decoder.shared_hidden, (n, p), (n,), (n, g, t + 1))
   causal = formula(n, p + g * t, (p * p + g * t * (2 * p + t)) / 2)
   masked = formula(n, p + g * t, p * p + g * t * (p + t))  # every score formed, as XLA does
-  assert abs(ours / masked - 1) < 0.02
-  assert abs(ours / causal - 1) < (0.05 if p < 512 else 0.06)
+  assert ours < 1.02 * masked
+  assert 1 <= ours / causal < 1.05
   theirs = flops(decoder.hidden, (n * g, p + t), (n * g,))
   repeated_causal = formula(n * g, p + t, (p + t) ** 2 / 2)
   assert abs((ours / theirs) / (causal / repeated_causal) - 1) < 0.05
