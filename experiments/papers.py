@@ -3,8 +3,8 @@
   python -m experiments.papers [--json]
 
 One row a paper: slug, what implements it, config, evidence, verdict. Rows come from the tree: a
-method is grpo_jax/methods/SLUG.py, a config configs/SLUG.py or an arm of configs/arena.py, evidence
-experiments/SLUG/verdict.json with the field `verdict`. Slugs have underscores for hyphens and dots.
+method is grpo_jax/methods/SLUG.py, a config configs/SLUG.py, experiments/SLUG/config.py or an arm of
+configs/arena.py, evidence experiments/SLUG/verdict.json with the field `verdict`. Slugs have underscores for hyphens and dots.
 """
 
 import csv
@@ -30,9 +30,11 @@ def row(slug: str, title: str, arms: dict) -> dict:
   name = slug.replace("-", "_").replace(".", "_")
   code = ELSEWHERE.get(slug, f"grpo_jax/methods/{name}.py")
   built = (ROOT / code).exists()
-  config = f"configs/{name}.py"
-  if not (ROOT / config).exists():
-    config = "configs/arena.py" if any(a["method"] == name for a in arms.values()) else None
+  in_arena = any(a["method"] == name for a in arms.values())
+  tried = [f"configs/{name}.py", f"experiments/{name}/config.py"]
+  config = next((path for path in tried if (ROOT / path).exists()), None)
+  if config is None and in_arena:
+    config = "configs/arena.py"
   evidence = f"experiments/{name}/verdict.json"
   verdict = "not run" if built else "not built"
   if (ROOT / evidence).exists():

@@ -10,12 +10,12 @@ import pkgutil
 from grpo_jax.envs.world import World
 from grpo_jax.lookup import check_keys, unknown
 
-_NOT_WORLDS = ("world",)
+_NOT_WORLDS = ("world", "control")
 
 
 def names() -> list[str]:
   """All worlds: the modules of this folder."""
-  found = (m.name for m in pkgutil.iter_modules(__path__))
+  found = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
   return sorted(n for n in found if n not in _NOT_WORLDS and not n.startswith("_"))
 
 

@@ -57,6 +57,8 @@ class World:
       forced ones as they would follow
   start(problem) -> (state, Next)                       only worlds with turns
   step(problem, state, token) -> (state, Next)          after every token, sampled or forced
+  gold(problem) -> (i32[L], bool[L])                    what a right last turn says; which of it is
+      the answer; only worlds with turns whose answer is tokens that are known beforehand (card 53)
   """
 
   name: str
@@ -72,6 +74,7 @@ class World:
   parts: tuple[str, ...] = ()
   start: Callable[[Problem], tuple[Any, Next]] | None = None
   step: Callable[[Problem, Any, Array], tuple[Any, Next]] | None = None
+  gold: Callable[[Problem], tuple[Array, Array]] | None = None
 
   @property
   def vocab(self) -> int:

@@ -17,11 +17,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from grpo_jax.envs.world import World
-from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.rollout import choose, play
-from grpo_jax.train.update import SUPPLIED, Cut, init_state, make_update, wants_old, with_old
+from grpo_jax.rollout import belief, choose, play
+from grpo_jax.train import drift
+from grpo_jax.train.draw import check, choose_problems, idle, keep_informative, make_draw
+from grpo_jax.train.update import Cut, init_state, make_update, wants_old, with_old
 from grpo_jax.types import Flat, Method, Metrics, TrainState
 
 _WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
@@ -61,6 +62,16 @@ class Plan:
       raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
 
 
+class Held(NamedTuple):
+  """Means over the held-out problems, one rollout of each."""
+
+  accuracy: Array
+  reward: Array
+  length: Array
+  parts: Float[Array, " C"]  # by the names in World.parts
+  turns: Float[Array, " U"]  # turn rewards; none in worlds without
+
+
 class Curves(NamedTuple):
   """What a run leaves beside its state."""
 
@@ -68,6 +79,7 @@ class Curves(NamedTuple):
   accuracy: Float[Array, " evals"]  # on held-out problems; the first before any update
   reward: Float[Array, " evals"]  # mean reward there
   warm_steps: Int[Array, ""]  # supervised steps that the warm start took
+  held: Held  # all that was measured there, [evals, ...]
 
 
 def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -> ModelConfig:
@@ -86,8 +98,8 @@ def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -
 def make_run(
   world: World, method: Method, plan: Plan = Plan(), config: ModelConfig | None = None
 ) -> Callable[..., tuple[TrainState, Curves]]:
-  """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, so jit it, or hand it to
-  `over_seeds`.
+  """run(seed i32[], lr f32[] = plan.lr, params = None) -> (state, curves): pure, so jit it, or
+  hand it to `over_seeds`. `params`: start from these, without a warm start.
 
   Raises UserError for a method that needs what this loop does not supply.
   """
@@ -95,24 +107,26 @@ def make_run(
   check(world, method)
   forward = policy.make_forward(config, chunk=0)
   cut = Cut(epochs=plan.epochs, mini=plan.mini, micro=plan.micro)
+  inner = drift.with_past(method, world.answer) if "drift" in method.needs else method
   evaluate = make_evaluate(world, config, plan)
+  start = make_start(world, plan, config)
 
-  def run(seed, lr=plan.lr):
+  def run(seed, lr=plan.lr, params=None):
     tx = optax.chain(
       optax.clip_by_global_norm(plan.clip_norm),
       optax.scale_by_adam(),
       optax.scale_by_learning_rate(lr),
     )
-    update = make_update(method, forward, tx, cut)
+    update = make_update(inner, forward, tx, cut)
     iterate = make_iteration(world, config, method, plan, forward, update, cut)
     key = jax.random.fold_in(jax.random.key(0), seed)
-    params = decoder.init(config, jax.random.fold_in(key, 0))
-    start = jax.random.fold_in(key, 1)
-    params, warm = warm_start(world, config, plan, forward, params, start)
+    warm = jnp.int32(0)
+    if params is None:
+      params, warm = start(seed)
     if "value" in method.needs:
       params = dict(params, value=policy.init_value_head(config))  # pyright: ignore
     reference = params if "ref" in method.needs else None
-    state = init_state(params, tx, method, plan.problems)
+    state = init_state(params, tx, inner, plan.problems)
     before = evaluate(params)
 
     def stretch(state, index):
@@ -123,42 +137,48 @@ def make_run(
 
     stretches = jnp.arange(plan.updates // plan.eval_every)
     state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
-    accuracy, reward = (jnp.concatenate([a[None], b]) for a, b in zip(before, after, strict=True))
+    held = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), before, after)
     flat = jax.tree.map(lambda x: x.reshape(plan.updates), metrics)
-    return state, Curves(flat, accuracy, reward, warm)
+    return state, Curves(flat, held.accuracy, held.reward, warm, held)
 
   return run
 
 
-def check(world: World, method: Method) -> None:
-  """Raises UserError where this loop cannot give the method what it reads."""
-  if not isinstance(method.plan, Flat):
-    raise UserError(f"plan {type(method.plan).__name__}: the fused loop samples Flat groups only")
-  supplied = {*SUPPLIED, "unit_reward"} if world.step else set(SUPPLIED)
-  if unknown := set(method.needs) - supplied:
-    raise UserError(
-      f"the method needs {', '.join(sorted(unknown))}, which world {world.name} or the fused loop "
-      "does not supply"
-    )
+def make_start(world: World, plan: Plan, config: ModelConfig | None = None):
+  """start(seed) -> (params after the warm start, steps it took), as `run` of that seed has them."""
+  config = config or tiny_config(world.vocab)
+  forward = policy.make_forward(config, chunk=0)
+
+  def start(seed):
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    params = decoder.init(config, jax.random.fold_in(key, 0))
+    return warm_start(world, config, plan, forward, params, jax.random.fold_in(key, 1))
+
+  return start
 
 
 def make_iteration(world, config, method, plan, forward, update, cut):
   """iterate(state, reference, key) -> (state, metrics): one step of reinforcement learning."""
-  rounds = 1 + method.plan.resample
+  sampling = method.plan
+  rounds = 1 + sampling.resample if isinstance(sampling, Flat) else 1
+  demonstrate = isinstance(sampling, Flat) and sampling.demonstrate
+  sample = make_draw(world, config, sampling, plan.group)
+  late = "drift" in method.needs  # then the state holds completions beside the method's own
 
   def iterate(state: TrainState, reference: Any, key: Array):
     pick, draw, shuffle = (jax.random.fold_in(key, i) for i in range(3))
 
     # sample, verify
-    weights = None if method.weigh is None else method.weigh(state.method_state)
+    memory = state.method_state[0] if late else state.method_state
+    weights = None if method.weigh is None else method.weigh(memory)
     ids = choose_problems(pick, plan.problems, plan.prompts * rounds, weights)
     problems = world.problems(plan.world_seed, ids)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draw, ids)
-    rollouts, batch = play.play(world, config, state.params, problems, ids, keys, group=plan.group)
-    watched = observe(rollouts)
+    rollouts, batch, watched = sample(state.params, problems, ids, keys)
     if rounds > 1:
       rollouts, batch = keep_informative(rollouts, batch, plan.prompts)
-    if method.plan.demonstrate:
+      problems = world.problems(plan.world_seed, rollouts.prompt)
+    if demonstrate:
       rollouts, batch = play.with_demonstrations(world, problems, rollouts, batch)
 
     # score
@@ -166,65 +186,38 @@ def make_iteration(world, config, method, plan, forward, update, cut):
       batch = with_old(batch, forward(state.params, batch))
     if reference is not None:
       batch = batch.replace(logp_ref=forward(reference, batch).logp)
+    if "answer_logp" in method.needs:
+      known = belief.answer_logp(world, forward, state.params, problems, batch)
+      batch = batch.replace(extra={**batch.extra, "answer_logp": known})
 
     # credit, update, remember
-    state, metrics, _ = update(state, rollouts, batch, shuffle)
-    return state, metrics | watched
+    state, metrics, tokens = update(state, rollouts, batch, shuffle)
+    if late:
+      state, moved = drift.remember(method, forward, state, rollouts, batch, metrics)
+      watched["drift"] = jnp.mean(moved)
+    return state, metrics | watched | {"idle": idle(tokens["adv"], batch)}
 
   return iterate
 
 
-def choose_problems(key, count: int, size: int, weights=None) -> Int[Array, " size"]:
-  """Ids of `size` different problems: uniformly, or by weights (without replacement)."""
-  noise = jax.random.gumbel(key, (count,))
-  if weights is not None:
-    positive = weights > 0
-    noise = jnp.where(positive, noise + jnp.log(jnp.where(positive, weights, 1)), noise - 1e9)
-  return jax.lax.top_k(noise, size)[1].astype(jnp.int32)
-
-
-def keep_informative(rollouts, batch, size: int):
-  """DAPO's dynamic sampling: the first `size` groups whose rewards differ; where there are too few,
-  the others follow with `alive` = False."""
-  reward = rollouts.reward
-  differ = jnp.max(reward, axis=1) > jnp.min(reward, axis=1)
-  order = jnp.argsort(~differ, stable=True)[:size]
-  count, group = reward.shape
-
-  def take(x):
-    y = x.reshape(count, x.shape[0] // count, *x.shape[1:])[order]
-    return y.reshape(-1, *x.shape[1:])
-
-  kept, rows = jax.tree.map(take, (rollouts, batch))
-  place = jnp.repeat(jnp.arange(size) - order, rows.owner.shape[0] // size) * group
-  alive = kept.alive & jnp.take(differ, order)[:, None]
-  return kept.replace(alive=alive), rows.replace(owner=rows.owner + place[:, None])
-
-
-def observe(rollouts) -> Metrics:
-  """What a person watches, over all that was sampled."""
-  reward = rollouts.reward
-  mean = lambda x: jnp.mean(x.astype(jnp.float32))
-  return {
-    "reward": mean(reward),
-    "correct": mean(rollouts.correct),
-    "length": mean(rollouts.length),
-    "truncated": mean(rollouts.truncated),
-    "zero_variance": mean(jnp.max(reward, axis=1) == jnp.min(reward, axis=1)),
-  }
-
-
 def make_evaluate(world: World, config: ModelConfig, plan: Plan):
-  """evaluate(params) -> (accuracy, reward), one rollout for each held-out problem, drawn with the
-  same random numbers every time."""
+  """evaluate(params) -> Held, one rollout for each held-out problem, drawn with the same random
+  numbers every time."""
   choice = choose.Choice(temperature=plan.eval_temperature)
 
-  def evaluate(params):
+  def evaluate(params) -> Held:
     ids = _HELD_IDS + jnp.arange(plan.heldout)
     problems = world.problems(plan.world_seed, ids)
     keys = jax.random.split(jax.random.key(0), plan.heldout)
-    rollouts, _ = play.play(world, config, params, problems, ids, keys, group=1, choice=choice)
-    return jnp.mean(rollouts.correct.astype(jnp.float32)), jnp.mean(rollouts.reward)
+    rollouts, batch = play.play(world, config, params, problems, ids, keys, group=1, choice=choice)
+    none = jnp.zeros((0,), jnp.float32)
+    return Held(
+      accuracy=jnp.mean(rollouts.correct.astype(jnp.float32)),
+      reward=jnp.mean(rollouts.reward),
+      length=jnp.mean(rollouts.length.astype(jnp.float32)),
+      parts=none if rollouts.parts is None else jnp.mean(rollouts.parts, axis=(0, 1)),
+      turns=none if batch.unit_reward is None else jnp.mean(batch.unit_reward, axis=0),
+    )
 
   return evaluate
 

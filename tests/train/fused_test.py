@@ -112,6 +112,13 @@ ARMS = {
   "old entropy": ("gtpo", {}, {}),
   "demonstrations": ("hpt_unified", {"max_tokens": 4}, {}),
   "weighted prompts, fresh optimizer": ("kimi_k1_5", {}, {}),
+  "drift": ("spo_single_stream", {}, {"group": 1}),
+  "parent": (
+    "spo_segment",
+    {"form": "tree", "branching": (2, 2), "segment_tokens": 2, "beta_kl": 0.1},
+    {"mini": 2},
+  ),
+  "values of segments": ("spo_segment", {"interval": 1, "samples": 2, "beta_kl": 0.0}, {}),
 }
 
 
@@ -124,6 +131,22 @@ def test_every_kind_of_need_is_met(arm):
   for leaf in jax.tree.leaves((state.params, curves)):
     assert np.isfinite(leaf).all()
   assert float(curves.train["max_logp_gap"][0]) < 1e-5
+
+
+def test_the_policy_s_own_belief_reaches_the_method():
+  plan = fused.Plan(**SMALL | {"updates": 2, "eval_every": 2})
+  world = envs.get("lookup", keys=3, hops=1, calls=1)
+  config = fused.tiny_config(world.vocab, hidden=16, layers=1, heads=2)
+  args = {"beta_kl": 0.0, "penalty": None}
+  runs = {
+    gain: jax.jit(fused.make_run(world, methods.get("igpo", gain=gain, **args), plan, config))(0)
+    for gain in ("prob", "constant")
+  }
+  for state, curves in runs.values():
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, curves)))
+    assert curves.held.turns.shape == (2, 2) and curves.held.parts.shape == (2, 2)
+  a, b = (runs[gain][0].params["embed"] for gain in runs)
+  assert not np.array_equal(a, b)
 
 
 def test_dynamic_sampling_keeps_groups_that_differ_and_their_rows_stay_theirs():
@@ -149,8 +172,12 @@ def test_problems_are_drawn_without_repeats_and_by_their_weights():
 def test_what_the_loop_cannot_supply_is_refused_by_name():
   with pytest.raises(UserError, match="unit_reward"):
     fused.make_run(ADDITION, methods.get("rank_grpo", ranks=2, beta_kl=0.0))
-  with pytest.raises(UserError, match="Chain"):
-    fused.make_run(ADDITION, methods.get("spo_segment"))
+  with pytest.raises(UserError, match="plan Chain: world key_door has turns"):
+    fused.make_run(envs.get("key_door"), methods.get("spo_segment", beta_kl=0.0))
+  with pytest.raises(UserError, match="plan Fixed"):
+    fused.make_run(ADDITION, methods.get("dpo"))
+  with pytest.raises(UserError, match="answer_logp, which world key_door"):
+    fused.make_run(envs.get("key_door"), methods.get("igpo", beta_kl=0.0))
   with pytest.raises(ValueError, match="updates=5: must be a multiple of eval_every=2"):
     fused.Plan(updates=5, eval_every=2)
 

@@ -1,0 +1,97 @@
+"""Test a paper's claim: arms x token worlds x seeds on the fused loop, and a verdict by rule.
+
+  python -m experiments.claim --config=experiments/SLUG/config.py[:debug] [--config.a.b=c]
+                              [--workdir=DIR]
+
+DIR (default runs/claims/SLUG) gets cells/, one JSON a world and arm; the same command resumes. Then
+verdict.json, curves.json and curves.png are written to experiments/SLUG/ (of a :debug run, or one
+with fewer seeds than the config has: to DIR). The last line of stdout is `final: {json}`.
+
+A config is a module with CLAIM, CURVES, get_config and statements(data); see experiments/study.py.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from experiments.cli import parse
+from grpo_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(argv: list[str]) -> int:
+  if {"-h", "--help"} & set(argv):
+    print((__doc__ or "").strip())
+    return 0
+  try:
+    config, workdir = parse(argv)
+    if "slug" not in config:
+      raise UserError("--config: has no `slug`; use experiments/SLUG/config.py")
+    if not any(a.startswith("--workdir") for a in argv):
+      workdir = Path("runs/claims") / f"{config.slug}{'-debug' if config.debug else ''}"
+    whole = not config.debug and not any(a.startswith("--config.") for a in argv)
+    folder = ROOT / "experiments" / str(config.slug) if whole else workdir
+    print("final: " + json.dumps(test(config, workdir, folder)))
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+    return 130
+  return 0
+
+
+def test(c, workdir: Path, folder: Path, say=print) -> dict:
+  """Runs what is missing, judges, and writes the evidence to `folder`."""
+  from experiments import statements, study
+  from experiments.arena import cells as arena
+
+  module = importlib.import_module(f"experiments.{c.slug}.config")
+  (workdir / "cells").mkdir(parents=True, exist_ok=True)
+  cells = arena.cells(c)
+  for cell in cells:
+    arena.build(cell)  # every name and parameter is right before anything runs
+  records = [arena.Record(workdir / "cells", cell) for cell in cells]
+  start = time.monotonic()
+  study.run(cells, records, module, say)
+
+  data = study.Data(cells, records)
+  verdict, found = statements.judge(module.statements(data))
+  variant = ":debug" if c.debug else ""
+  evidence = {
+    "claim": module.CLAIM,
+    "verdict": verdict,
+    "rule": statements.RULE,
+    "statements": found,
+    "numbers": data.numbers(module.CURVES),
+    "sampled_tokens": data.sampled(),
+    "command": f"python -m experiments.claim --config=experiments/{c.slug}/config.py{variant}",
+    "seeds": c.seeds,
+    "setting": {k: c[k].to_dict() for k in ("plan", "worlds", "arms")} | {"lr": c.lrs[0]},
+    "notes": module.NOTES,
+    "program_s": round(sum(r["program_s"] for rec in records for r in rec.data["runs"]), 1),
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  _write(folder / "verdict.json", json.dumps(evidence, indent=1, ensure_ascii=False) + "\n")
+  curves = data.curves(module.CURVES)
+  _write(folder / "curves.json", json.dumps(curves) + "\n")
+  study.plot(curves, folder / "curves.png")
+  for f in found:
+    say(f"{f['result']:>6}: {f['text']}: {f['x']:.3f} - {f['y']:.3f} = {f['difference']:.3f} "
+        f"[{f['low']:.3f}, {f['high']:.3f}]")  # fmt: skip
+  say(f"evidence: {folder}")
+  return {"slug": c.slug, "verdict": verdict, "wall_s": round(time.monotonic() - start, 1)}
+
+
+def _write(path: Path, text: str) -> None:
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""GTPO's protection of shared tokens against GRPO."""

@@ -1,0 +1,1 @@
+"""IGPO against GRPO on a table that is looked up by calls."""

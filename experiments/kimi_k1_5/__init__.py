@@ -1,0 +1,1 @@
+"""Kimi k1.5's mirror descent, length reward and sampling by success."""

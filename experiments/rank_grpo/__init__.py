@@ -1,0 +1,1 @@
+"""Rank-GRPO against GRPO on ranked lists."""

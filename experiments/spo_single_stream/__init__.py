@@ -1,0 +1,1 @@
+"""SPO's one completion a prompt and its tracker against groups."""
