@@ -1,0 +1,15 @@
+"""What in-context reinforcement learning reads: single steps of one control problem."""
+
+from jaxtyping import Array, Float, Int
+
+from grpo_jax.types import Record, record
+
+
+@record
+class Transitions(Record):
+  """H steps (s, a, s', r). Whether they follow each other is said by whoever made them."""
+
+  state: Float[Array, "H S"]
+  action: Int[Array, " H"] | Float[Array, "H A"]  # an index, or a vector where continuous
+  next_state: Float[Array, "H S"]
+  reward: Float[Array, " H"]
