@@ -1,6 +1,7 @@
 """The arena: policy-optimization methods on token worlds, every run one compiled program.
 
   python -m experiments.compare --config=configs/arena.py            (two hours on two cores)
+  python -m experiments.compare --config=configs/arena.py:short      (two worlds: half of it)
   python -m experiments.compare --config=configs/arena.py:debug      (under a minute)
 
 An arm is {method, args, plan, skip}; a world {world, params, plan, skip}; `plan` holds fields of
@@ -14,7 +15,7 @@ from configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  parts = common.check_variant(variant, ("debug",))
+  parts = common.check_variant(variant, ("short", "debug"))
   c = ConfigDict()
   c.seeds = 10
   c.tune_seeds = 2
@@ -39,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "guess": {"world": "hidden_number", "skip": ("rank_grpo",)},
     "rank": {"world": "ranked_list", "measure": "reward", "skip": ("igpo",)},
   }
-  only_turns = ("reverse", "gated")
+  short = ("reverse", "gated")
   twice = {"mini": 2}  # the second update is off-policy by the first: else no clip acts
   arms = {
     "reinforce": {"method": "reinforce"},
@@ -65,9 +66,11 @@ def get_config(variant: str = "") -> ConfigDict:
       "args": {"rho": 0.875},
       "plan": {"prompts": 256, "group": 1},
     },
-    "rank_grpo": {"method": "rank_grpo", "args": {"beta_kl": 0.0}, "skip": only_turns},
-    "igpo": {"method": "igpo", "args": {"gain": "given", "beta_kl": 0.0}, "skip": only_turns},
+    "rank_grpo": {"method": "rank_grpo", "args": {"beta_kl": 0.0}, "skip": short},
+    "igpo": {"method": "igpo", "args": {"gain": "given", "beta_kl": 0.0}, "skip": short},
   }
+  if "short" in parts:
+    worlds = {name: worlds[name] for name in short}
   if "debug" in parts:
     c.seeds, c.tune_seeds, c.lrs = 2, 1, (1e-3,)
     c.plan.update(updates=2, eval_every=1, prompts=4, heldout=16, warm_steps=10)

@@ -3,8 +3,9 @@
   python -m experiments.papers [--json]
 
 One row a paper: slug, what implements it, config, evidence, verdict. Rows come from the tree: a
-method is grpo_jax/methods/SLUG.py, a config configs/SLUG.py, experiments/SLUG/config.py or an arm of
-configs/arena.py, evidence experiments/SLUG/verdict.json with the field `verdict`. Slugs have underscores for hyphens and dots.
+method is grpo_jax/methods/SLUG.py; a config is configs/SLUG.py, experiments/SLUG/config.py or an
+arm of configs/arena.py; evidence is experiments/SLUG/verdict.json with the field `verdict`. Slugs
+have underscores for hyphens and dots.
 """
 
 import csv

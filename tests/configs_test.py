@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common",))
 CONFIGS.remove("__init__")
 CONFIGS.remove("arena")  # of experiments.compare: tests/compare_test.py
+CONFIGS.remove("cartpole")  # of the loop "control": tests/train/control_test.py
+CONFIGS.remove("dpt")  # of the loop "in_context": tests/train/in_context_loop_test.py
+CONFIGS.remove("t2mir")
 VARIANTS = {"base_methods": tuple(base_methods.ARGS)}  # names that may stand before ",debug"
 SPECS = [
   f"configs/{name}.py" + (f":{variant}" if variant else "")

@@ -1,5 +1,6 @@
 """From a config to a running loop: hosts, compilation cache, the loop that the config names."""
 
+import importlib
 import importlib.util
 import os
 import warnings
@@ -10,7 +11,13 @@ import jax
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import unknown
 
-LOOPS = ("llm", "offline")
+# Module of train/ by the name in a config.
+LOOPS = {
+  "llm": "llm",
+  "offline": "offline",
+  "control": "control_run",
+  "in_context": "in_context_loop",
+}
 # Set by launchers that jax can ask for the coordinator, the number of processes and our own.
 LAUNCHED = (
   "JAX_COORDINATOR_ADDRESS",
@@ -65,9 +72,6 @@ def launch(config, workdir: Path) -> dict:
   if config.loop not in LOOPS:
     raise unknown("loop", config.loop, LOOPS)
   use_cache()
-  if config.loop == "llm":
-    from grpo_jax.train import llm as loop
-  else:
-    from grpo_jax.train import offline as loop
+  loop = importlib.import_module(f"grpo_jax.train.{LOOPS[config.loop]}")
   say = print if jax.process_index() == 0 else lambda text: None
   return loop.run(config, workdir, say)

@@ -43,6 +43,10 @@ TREE = {"form": "tree", "branching": (4,), "beta_kl": 0.0}
 CASES = [
   Case("sft", group_baseline=False),
   Case("sft", {"aggregate": "rollout_mean"}, group_baseline=False),
+  Case("dpt", group_baseline=False),
+  # The first prefix of a unit is that of its row.
+  Case("dpt", {"skip": 1}, group_baseline=False, layouts=("shared", "packed")),
+  Case("t2mir", group_baseline=False),
   Case("reinforce"),
   Case("reinforce", {"baseline": "none"}, group_baseline=False),
   Case("rloo"),

@@ -7,16 +7,20 @@ J. Schulman et al., 2017, https://arxiv.org/abs/1707.06347.
       - beta_entropy H_t                                                                  (eq 9)
   A_t, target_t = A_t + V_old_t by generalized advantage estimation                       (eq 11)
 
-Every token is a step. The reward of a rollout comes with its last token; each token may pay
-beta_kl (logp_old - logp_ref). whiten: A is shifted and scaled to mean 0 and deviation 1 over the
-tokens of the batch (targets are made before). The clip of the value is from the released code;
-eps_value=None leaves it out. Reads the old values in batch.extra["value"] and the new in fwd.value.
-A rollout has to lie in one row; several rollouts may share one.
+Every token is a step. The reward of a rollout comes with its last token; rewards="unit": that of
+each unit, batch.unit_reward, with the last token of the unit (turns; steps of control). Each token
+may pay beta_kl (logp_old - logp_ref). A rollout has to lie in one row; several may share one. What
+follows its last token is worth 0; bootstrap=True: batch.extra["bootstrap"] f32[R, T] there, and 0
+elsewhere, for rollouts that go on after the row (without gradient). whiten: A is shifted and scaled
+to mean 0 and deviation 1 over the tokens of the batch (targets are made before). The clip of the
+value is from the released code; eps_value=None leaves it out. Reads the old values in
+batch.extra["value"] and the new in fwd.value.
 """
 
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, returns, surrogates, units, values, weights
+from grpo_jax.errors import UserError
 from grpo_jax.types import Credit, Method
 
 
@@ -32,16 +36,26 @@ def make(
   beta_kl: float = 0.0,
   beta_entropy: float = 0.0,
   aggregate: str = "token_mean",
+  rewards: str = "rollout",
+  bootstrap: bool = False,
 ) -> Method:
   weights.check(aggregate)
+  if rewards not in ("rollout", "unit"):
+    raise UserError(f"rewards={rewards!r} is unknown: use rollout or unit")
 
   def credit(state, rollouts, batch):
     weight = weights.aggregate(aggregate, batch, rollouts)
     used = (weight > 0).astype(weight.dtype)
-    outcome = units.spread(units.of_owner(rollouts.reward, batch), batch)
-    reward = jnp.where(units.is_last(batch), outcome, 0)
+    if rewards == "unit":
+      paid, last = units.spread(batch.unit_reward, batch), units.is_last(_units_as_rollouts(batch))
+    else:
+      paid = units.spread(units.of_owner(rollouts.reward, batch), batch)
+      last = units.is_last(batch)
+    reward = jnp.where(last, paid, 0)
     if beta_kl:
       reward = reward - beta_kl * units.masked(batch.logp_old - batch.logp_ref, batch)
+    if bootstrap:  # the value that follows, as a part of the last reward
+      reward = reward + gamma * units.masked(batch.extra["bootstrap"], batch)
     owner = units.token_owner(batch)
     adv, target = returns.gae(
       reward, batch.extra["value"], used, gamma=gamma, lam=lam, segment=owner
@@ -66,4 +80,11 @@ def make(
     return jnp.sum(credit.weight * term), metrics
 
   needs = ("value", "logp_old") + ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
+  needs += ("unit_reward",) * (rewards == "unit") + ("bootstrap",) * bootstrap
   return Method(credit=credit, loss=loss, needs=needs)
+
+
+def _units_as_rollouts(batch):
+  """For what asks where a rollout ends: every unit as one of its own."""
+  ids = jnp.arange(batch.owner.size, dtype=batch.owner.dtype)
+  return batch.replace(owner=ids.reshape(batch.owner.shape))

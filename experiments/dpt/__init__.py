@@ -1,0 +1,1 @@
+"""The evidence for DPT: `python -m experiments.dpt`."""

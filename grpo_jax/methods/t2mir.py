@@ -1,0 +1,54 @@
+"""T2MIR: mixture-of-experts meets in-context RL (2506.05426).
+
+  L = L_imitation + balance * L_bal + contrast * L_con
+
+L_imitation is DPT's sum over predicted tokens, or the mean over them (`aggregate`; the released
+code takes the mean, our reading). L_bal, the sum over MoE layers of CV^2(importance) + CV^2(load)
+of the token gate, and L_con, the InfoNCE loss of core/contrastive.py, come from the
+model as `Fwd.aux["balance"]` and `Fwd.aux["contrast"]`; a model without experts gives neither.
+They are statistics of a whole batch, so unlike the imitation loss they do depend on a cut into
+micro-batches: use one.
+
+The pairs of a batch: rows i and i + B/2 hold two independent contexts of one task. The key gate
+is an exponential average of the task gate, updated after every optimizer step
+(models/moe.py: update_key_gate); it gets no gradient.
+"""
+
+import jax.numpy as jnp
+
+from grpo_jax.core import surrogates, units, weights
+from grpo_jax.errors import UserError
+from grpo_jax.types import Credit, Fixed, Method
+
+
+def make(
+  *, balance: float = 0.01, contrast: float = 0.001, aggregate: str = "token_mean"
+) -> Method:
+  """Defaults of T2MIR-DPT on Darkroom; T2MIR-AD has balance=0.1, contrast=0.01."""
+  weights.check(aggregate)
+  for name, value in (("balance", balance), ("contrast", contrast)):
+    if value < 0:
+      raise UserError(f"{name}={value}: must be at least 0")
+
+  def credit(state, rollouts, batch):
+    adv = rollouts.alive.astype(batch.mask.dtype)
+    return Credit(
+      adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
+    )
+
+  def loss(fwd, batch, credit):
+    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
+    total = jnp.sum(credit.weight * term)
+    metrics = {"weight": jnp.sum(credit.weight)}
+    for name, coefficient in (("balance", balance), ("contrast", contrast)):
+      if name in fwd.aux:
+        total = total + coefficient * fwd.aux[name]
+        metrics[name] = fwd.aux[name]
+    return total, metrics
+
+  return Method(
+    credit=credit,
+    loss=loss,
+    plan=Fixed(),
+    reduces_to=("sft", {"aggregate": "token_mean"}, {}),
+  )

@@ -1,0 +1,216 @@
+"""In-context learners at work: online from nothing, offline from given data; weights never change.
+
+Everything is over B tasks at once: `tasks` is stacked [B], `data` are transitions [B, H, ...].
+Online, an action is drawn from the model's distribution (posterior sampling); offline, and with
+`greedy`, it is the most likely one. A continuous action is tanh(output), always.
+
+The context is frozen during an episode (DPT, arXiv:2306.14892): actions of an episode see earlier
+episodes only, whose transitions follow each other in the context; when it is full, the oldest
+episode leaves. Where there is but one state, all queries are the same and an episode is one step,
+so the tokens are appended to a key-value cache instead of being read anew.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.core.transitions import Transitions
+from grpo_jax.errors import UserError
+from grpo_jax.models import in_context as model
+from grpo_jax.rollout.transition_tokens import Layout, empty
+
+
+class Pulls(NamedTuple):
+  """T steps of a bandit."""
+
+  action: Int[Array, "B T"]
+  reward: Float[Array, "B T"]
+  suboptimality: Float[Array, "B T"]  # expected reward of the optimal action minus that of this one
+  entropy: Float[Array, "B T"]  # of the distribution the action was drawn from, in nats
+
+
+class Episodes(NamedTuple):
+  """E episodes of T steps."""
+
+  reward: Float[Array, "B E T"]
+  right: Bool[Array, "B E T"]  # discrete actions: it was the family's label
+
+
+def outputs(layout: Layout, config, params, x: Float[Array, "B L W"]) -> Float[Array, "B L A"]:
+  """Logits, or actions before tanh, at every token."""
+  return model.apply(config, params, x, position=jnp.asarray(layout.position)).outputs
+
+
+def answers(
+  layout: Layout, config, params, query: Float[Array, "B S"], data: Transitions
+) -> Float[Array, "B n A"]:
+  """Outputs after 0, 1, ..., H transitions (0 .. H - 1 of a history)."""
+  x = jax.vmap(layout.encode)(query, data)
+  return outputs(layout, config, params, x)[:, layout.reads]
+
+
+def choose(family, output: Float[Array, "B A"], key: Array, greedy: bool = False) -> Array:
+  """Actions [B] (or [B, A]) from outputs."""
+  if family.continuous:
+    return jnp.tanh(output)
+  if greedy:
+    return jnp.argmax(output, axis=-1).astype(jnp.int32)
+  return jax.random.categorical(key, output).astype(jnp.int32)
+
+
+def lost(family, task, state, action) -> Float[Array, ""]:
+  """Expected reward of the optimal action minus that of this one, at one step of one task."""
+  return family.mean(task, state, family.label(task, state)) - family.mean(task, state, action)
+
+
+# ---- online --------------------------------------------------------------------------------------
+
+
+def pull(
+  layout: Layout, config, params, tasks: Any, key: Array, steps: int, greedy: bool = False
+) -> Pulls:
+  """`steps` <= H pulls of bandits with one state, one token appended a pull.
+
+  Raises UserError for a family with several states, tokens of another kind and too many steps.
+  """
+  family = layout.family
+  if family.states != 1 or layout.kind != "transition":
+    raise UserError(f"family={family.name}: pull wants one state and tokens='transition'")
+  if steps > layout.steps:
+    raise UserError(f"steps={steps}: the context has room for {layout.steps} transitions")
+  count = jax.tree.leaves(tasks)[0].shape[0]
+  first, rest = jax.random.split(key)
+  state = jax.vmap(family.start)(tasks, jax.random.split(first, count))
+  seen = jax.vmap(family.observe)(state)
+  token = jax.vmap(lambda s: layout.encode(s, empty(family, layout.steps))[:1])(seen)
+  cache = model.open_cache(config, count, layout.length)
+  output, cache = model.extend(config, params, cache, token)
+
+  def one(carry, key):
+    output, cache = carry
+    choice, outcome = jax.random.split(key)
+    action = choose(family, output, choice, greedy)
+    after, reward = jax.vmap(family.step)(tasks, state, action, jax.random.split(outcome, count))
+    logp = jax.nn.log_softmax(output)
+    now = Pulls(
+      action=action,
+      reward=reward,
+      suboptimality=jax.vmap(lambda t, s, a: lost(family, t, s, a))(tasks, state, action),
+      entropy=-jnp.sum(jnp.exp(logp) * logp, axis=-1),
+    )
+    data = Transitions(
+      state=seen[:, None],
+      action=action[:, None],
+      next_state=jax.vmap(family.observe)(after)[:, None],
+      reward=reward[:, None],
+    )
+    output, cache = model.extend(config, params, cache, jax.vmap(layout.tokens)(data))
+    return (output[:, -1], cache), now
+
+  _, pulls = jax.lax.scan(one, (output[:, -1], cache), jax.random.split(rest, steps))
+  return Pulls(*(jnp.moveaxis(x, 0, 1) for x in pulls))
+
+
+def play(
+  layout: Layout,
+  config,
+  params,
+  tasks: Any,
+  key: Array,
+  episodes: int,
+  data: Transitions | None = None,
+  greedy: bool = False,
+) -> Episodes:
+  """Episodes one after the other, each with the earlier ones as its context.
+
+  data: a context [B, n] to begin with; None: an empty one. Raises UserError where the context does
+  not hold a whole number of episodes.
+  """
+  family, room = layout.family, layout.steps
+  if layout.kind == "history":
+    raise UserError(
+      "tokens='history': a history has no frozen context; playing one is not built yet"
+    )
+  if room % family.horizon:
+    raise UserError(
+      f"data.steps={room}: must be a multiple of the horizon of {family.name}, {family.horizon}"
+    )
+  count = jax.tree.leaves(tasks)[0].shape[0]
+  nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), empty(family, 0))
+  context = nothing if data is None else data
+
+  def episode(data, key):
+    begin, go = jax.random.split(key)
+    state = jax.vmap(family.start)(tasks, jax.random.split(begin, count))
+    act = frozen(layout, config, params, data, greedy)
+    _, (new, right) = jax.lax.scan(
+      lambda state, key: step(family, tasks, state, act, key),
+      state,
+      jax.random.split(go, family.horizon),
+    )
+    new = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), new)
+    return remember(data, new, room), (new.reward, jnp.moveaxis(right, 0, 1))
+
+  keys, parts = jax.random.split(key, episodes), []
+  while len(parts) < episodes and context.reward.shape[1] < room:  # contexts that still grow
+    context, out = episode(context, keys[len(parts)])
+    parts.append(jax.tree.map(lambda x: x[None], out))
+  if len(parts) < episodes:
+    parts.append(jax.lax.scan(episode, context, keys[len(parts) :])[1])
+  joined = jax.tree.map(lambda *x: jnp.moveaxis(jnp.concatenate(x), 0, 1), *parts)
+  return Episodes(*joined)
+
+
+def frozen(layout: Layout, config, params, data: Transitions, greedy: bool):
+  """act(observation f32[B, S], key) -> actions [B]: the policy of an episode, whose context [B, n]
+  does not change while it lasts."""
+  filled = data.reward.shape[1]
+  read = int(layout.reads[filled])
+  whole = config.moe is not None and config.moe.hard  # routed by the mean of all tokens
+  size = layout.lead + layout.each * filled if whole else read + 1
+  position = jnp.asarray(layout.position[:size])
+
+  def act(seen, key):
+    x = jax.vmap(layout.encode)(seen, data)[:, :size]
+    out = model.apply(config, params, x, position=position, last=not whole).outputs
+    return choose(layout.family, out[:, read if whole else 0], key, greedy)
+
+  return act
+
+
+def step(family, tasks, state, act, key):
+  """(state after, (transition, whether the action was the label)) of B tasks."""
+  choice, outcome = jax.random.split(key)
+  seen = jax.vmap(family.observe)(state)
+  action = act(seen, choice)
+  outcomes = jax.random.split(outcome, seen.shape[0])
+  after, reward = jax.vmap(family.step)(tasks, state, action, outcomes)
+  new = Transitions(
+    state=seen, action=action, next_state=jax.vmap(family.observe)(after), reward=reward
+  )
+  right = jnp.zeros(seen.shape[0], bool)
+  if not family.continuous:
+    right = action == jax.vmap(family.label)(tasks, state)
+  return after, (new, right)
+
+
+def remember(data: Transitions, new: Transitions, room: int) -> Transitions:
+  """The context [B, n] after an episode [B, T]; beyond `room` transitions the oldest leave."""
+  return jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1)[:, -room:], data, new)
+
+
+# ---- offline -------------------------------------------------------------------------------------
+
+
+def offline(
+  layout: Layout, config, params, tasks: Any, states: Any, data: Transitions
+) -> Float[Array, "B n"]:
+  """Suboptimality of the greedy action in `states` [B] after 0, 1, ..., H of the transitions."""
+  family = layout.family
+  query = jax.vmap(family.observe)(states)
+  output = answers(layout, config, params, query, data)
+  action = choose(family, output, jax.random.key(0), greedy=True)
+  each = jax.vmap(lambda t, s, a: lost(family, t, s, a), in_axes=(None, None, 0))
+  return jax.vmap(each)(tasks, states, action)

@@ -1,0 +1,132 @@
+"""What an in-context learner is examined on, and its marks: online from nothing, offline on data.
+
+The exam is made once: the same tasks, contexts and random numbers for all seeds and all steps, and
+for the oracles of bandits.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from grpo_jax.core.transitions import Transitions
+from grpo_jax.errors import UserError
+from grpo_jax.rollout import bandit_oracles, in_context
+from grpo_jax.rollout.transition_tokens import Layout
+from grpo_jax.tabular.posterior import total_variation
+
+_KEY = 20_000  # seed of the exam's own random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """UserError for values out of range."""
+
+  tasks: int = 200  # of bandits and other families without held-out tasks; else all held-out ones
+  steps: int = 0  # online pulls of a bandit; 0: as many as the context holds
+  episodes: int = 5  # online episodes of other families
+  greedy: bool = False  # online actions too are the most likely ones
+
+  def __post_init__(self):
+    for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1)):
+      if getattr(self, name) < least:
+        raise UserError(f"eval.{name}={getattr(self, name)}: must be at least {least}")
+
+
+class Exam(NamedTuple):
+  tasks: Any  # stacked [B]
+  states: Any  # a query state for each
+  data: Transitions  # a pretraining context for each, [B, H]
+  posterior: Float[Array, "B n A"] | None  # P(best arm | prefix) where it is known exactly
+  best: Float[Array, " B"]  # expected return of an optimal episode
+
+
+def is_bandit(layout: Layout) -> bool:
+  """One state: pulls with a cache, and regret against oracles."""
+  return layout.family.states == 1
+
+
+def check(layout: Layout, size: Size) -> None:
+  """Raises UserError for an exam that the family or the tokens do not allow."""
+  family = layout.family
+  if layout.kind == "history":
+    raise UserError("tokens='history': no exam plays histories yet; use transition or split")
+  if is_bandit(layout):
+    if layout.kind != "transition":
+      raise UserError(f"tokens={layout.kind!r}: {family.name} is read with tokens='transition'")
+    if size.steps > layout.steps:
+      raise UserError(f"eval.steps={size.steps}: the context holds {layout.steps}; lower it")
+  elif layout.steps % family.horizon:
+    raise UserError(
+      f"data.steps={layout.steps}: must be a multiple of the horizon of {family.name}, "
+      f"{family.horizon}"
+    )
+
+
+def make(layout: Layout, size: Size, params: dict | None = None) -> Exam:
+  """params: what the family was made with, for the exact posterior; None: without it."""
+  family = layout.family
+  keys = jax.random.split(jax.random.key(_KEY), 3)
+  if family.heldout is None:
+    tasks = jax.vmap(family.task)(jax.random.split(keys[0], size.tasks))
+  else:
+    tasks = jax.tree.map(jnp.asarray, family.heldout)
+  count = jax.tree.leaves(tasks)[0].shape[0]
+  each = lambda key: jax.random.split(key, count)
+  data = jax.vmap(lambda t, k: family.behave(t, k, layout.steps))(tasks, each(keys[1]))
+  known = None if params is None else bandit_oracles.posterior(family, params, data)
+  states = jax.vmap(family.query)(tasks, each(keys[2]))
+  return Exam(tasks, states, data, known, jax.vmap(family.best)(tasks))
+
+
+def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str, Array]:
+  """Marks by task, of one model.
+
+  Bandits: "online" [B, T] suboptimality of each pull, "entropy" [B, T] in nats of the distribution
+  it was drawn from, "offline" [B, H + 1] suboptimality of the greedy arm after 0..H transitions,
+  and "distance" [B, H + 1], total variation to exact posterior sampling, where that is known.
+  Others: "return" [B, E] of online episodes, "right" [B, E] the share of actions that were the
+  family's label, "offline" [B] the return of one greedy episode with a pretraining context.
+  """
+  key = jax.random.key(_KEY + 1)
+  if not is_bandit(layout):
+    return _episodes(layout, config, params, exam, size, key)
+  steps = size.steps or layout.steps
+  pulls = in_context.pull(layout, config, params, exam.tasks, key, steps, size.greedy)
+  marks = {
+    "online": pulls.suboptimality,
+    "entropy": pulls.entropy,
+    "offline": in_context.offline(layout, config, params, exam.tasks, exam.states, exam.data),
+  }
+  if exam.posterior is not None:
+    query = jax.vmap(layout.family.observe)(exam.states)
+    output = in_context.answers(layout, config, params, query, exam.data)
+    marks["distance"] = total_variation(jax.nn.softmax(output), exam.posterior)
+  return marks
+
+
+def _episodes(layout, config, params, exam, size, key):
+  online, given = jax.random.split(key)
+  greedy = size.greedy
+  played = in_context.play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy)
+  once = in_context.play(layout, config, params, exam.tasks, given, 1, data=exam.data, greedy=True)
+  return {
+    "return": jnp.sum(played.reward, axis=2),
+    "right": jnp.mean(played.right.astype(jnp.float32), axis=2),
+    "offline": jnp.sum(once.reward, axis=2)[:, 0],
+  }
+
+
+def oracles(layout: Layout, params: dict, exam: Exam, size: Size) -> dict[str, dict[str, Array]]:
+  """{"online": {learner: [B, T]}, "offline": {rule: [B, H + 1]}} of suboptimality, on the exam's
+  tasks; for families with several states {"online": {}, "offline": {}}."""
+  if not is_bandit(layout):
+    return {"online": {}, "offline": {}}
+  family, steps = layout.family, size.steps or layout.steps
+  key, other = jax.random.split(jax.random.key(_KEY + 2))
+  return {
+    "online": bandit_oracles.online(family, params, exam.tasks, key, steps),
+    "offline": bandit_oracles.offline(family, params, exam.tasks, exam.states, exam.data, other),
+  }
