@@ -49,7 +49,15 @@ def base() -> Any:
   c.batch = 64  # contexts a step
   c.pairs = False  # two contexts of every task (T2MIR)
   c.gate_rate = 0.005  # T2MIR's tau
-  c.model = ConfigDict({"hidden": 32, "layers": 3, "heads": 1, "ffn": 4})
+  c.model = ConfigDict(
+    {
+      "hidden": 32,
+      "layers": 3,
+      "heads": 4,  # DPT's arguments say so, its network has 1: far slower to learn
+      "ffn": 4,
+      "wide": True,  # larger weights at the start: train/in_context.py: widened
+    }
+  )
   c.moe = ConfigDict(
     {  # of the last layer, see models/moe.py; no experts: a plain one
       "experts": 0,
@@ -65,7 +73,8 @@ def base() -> Any:
   )
   c.optimizer = ConfigDict(
     {
-      "lr": 1e-3,
+      "lr": 2e-3,
+      "b2": 0.99,
       "schedule": "cosine",
       "warmup": 100,
       "weight_decay": 1e-4,
@@ -99,7 +108,8 @@ def get_config(variant: str = "") -> Any:
   if "paper" in parts:
     data, c.optimizer.lr, c.steps = PAPER[kind]
     c.data.update(data)
-    c.model.layers, c.optimizer.schedule, c.optimizer.warmup = 4, "constant", 0
+    c.model.update(layers=4, heads=1, wide=False)
+    c.optimizer.update(schedule="constant", warmup=0, b2=0.999)
     c.eval.every, c.checkpoint.every, c.log.every, c.eval.episodes = 25_000, 25_000, 500, 40
   if "debug" in parts:
     c.steps, c.seeds, c.batch = 4, 2, 4

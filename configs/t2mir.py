@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
   c.eval.update(greedy=True, episodes=6)
   if "paper" in parts:
     c.data.update(n=10, horizon=100, steps=100)
-    c.model.update(hidden=128, layers=4, heads=8)
+    c.model.update(hidden=128, layers=4, heads=8, wide=False)
     c.optimizer.update(lr=3e-4, warmup=10_000)
     c.steps, c.eval.episodes = 100_000, 40
     c.eval.every, c.checkpoint.every = 10_000, 10_000

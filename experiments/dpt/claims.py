@@ -21,7 +21,9 @@ CLAIM = (
   "goals it is near optimal within three episodes."
 )
 NOTES = (
-  "Small setting: 3 layers of width 32, context of 100 (Darkroom 7x7: 50), a few thousand steps "
+  "Small setting: 3 layers of width 32, four heads, larger initial weights (with one head, as in "
+  "the released code, 3000 steps end at 1.27 nats a label, where the Bayes posterior has 0.94, and "
+  "at a regret of 14.8), context of 100 (Darkroom 7x7: 50), a few thousand steps "
   "of 64 fresh contexts instead of half a million; all prefixes 0..H are trained, as in the paper. "
   "That Emp is beaten is the card's expectation for H = 100; on Gaussian arms with noise 0.3 Emp, "
   "which tries every arm first, may itself be as good as Thompson sampling there."

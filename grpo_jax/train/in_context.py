@@ -46,6 +46,7 @@ class Plan:
   clip_norm: float = 1.0  # 0: none
   b1: float = 0.9
   b2: float = 0.999
+  wide: bool = False  # begin with larger weights than GPT-2's, see `widened`
   pairs: bool = False  # two contexts of every task, of different tasks: rows i and i + batch / 2
   gate_rate: float = 0.005  # T2MIR's tau: the step of the key gate after every update
   every: int = 100  # steps in one call of `stretch`; a divisor of `steps`
@@ -123,6 +124,7 @@ def make_program(layout: Layout, method: Method, config, plan: Plan, source=None
 
   def init(seed):
     params = model.init(config, jax.random.fold_in(key_of(seed), 0))
+    params = widened(params) if plan.wide else params
     return init_state(params, optimizer(plan.lr), method, 1)
 
   def step(seed, state: TrainState, lr):
@@ -146,6 +148,22 @@ def make_program(layout: Layout, method: Method, config, plan: Plan, source=None
     evaluate=lambda params, exam: exams.evaluate(layout, config, params, exam, plan.exam),
     exam=lambda: exams.make(layout, plan.exam),
   )
+
+
+def widened(params):
+  """Larger weights at the start: the matrices of attention and dense layers 8 times (from GPT-2's
+  0.02 to about 1 / sqrt(width) at a width of 32 to 64), the embedding 4 times.
+
+  Ours, by trial on 5-armed bandits: with four heads it is past the plateau of 1.3 nats a label
+  within 300 steps of 64 contexts; one head as in DPT's code, of either start, was not within 600.
+  """
+  factor = {"qkv": 8.0, "proj": 8.0, "up": 8.0, "down": 8.0}
+  grow = lambda layer: {k: x * factor[k] if k in factor else x for k, x in layer.items()}
+  matrix = lambda path, x: 4.0 * x if path[-1].key in ("w", "w2") else x
+  return params | {
+    "embed": jax.tree_util.tree_map_with_path(matrix, params["embed"]),
+    "layers": {name: grow(layer) for name, layer in params["layers"].items()},
+  }
 
 
 def make_run(layout: Layout, method: Method, config, plan: Plan = Plan(), source=None):

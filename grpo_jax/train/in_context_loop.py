@@ -101,6 +101,8 @@ def build(c):
   size = exams.Size(c.eval.tasks, c.eval.steps, c.eval.episodes, c.eval.greedy)
   exams.check(layout, size)
   o = c.optimizer
+  if not 0 <= o.b2 < 1:
+    raise UserError(f"optimizer.b2={o.b2}: must be at least 0 and below 1")
   if not o.lr > 0 or o.clip_norm < 0 or o.weight_decay < 0 or o.warmup < 0:
     raise UserError(
       f"optimizer.lr={o.lr}, clip_norm={o.clip_norm}, weight_decay={o.weight_decay}, "
@@ -114,6 +116,8 @@ def build(c):
     warmup=o.warmup,
     weight_decay=o.weight_decay,
     clip_norm=o.clip_norm,
+    b2=o.b2,
+    wide=c.model.wide,
     pairs=c.pairs,
     gate_rate=c.gate_rate,
     every=c.log.every,

@@ -145,6 +145,26 @@ SMALL = in_context.Plan(
 MOE = MoEConfig(experts=2, task_experts=3, top_k=1, hidden=8)
 
 
+def test_a_wide_start_changes_the_scale_of_matrices_and_nothing_else():
+  layout = Layout(BANDIT, 4)
+  config = in_context.make_config(layout, hidden=8, layers=2)
+  make = lambda wide: in_context.make_program(
+    layout, methods.get("dpt"), config, in_context.Plan(wide=wide)
+  )
+  plain, wide = (jax.jit(make(w).init)(0).params for w in (False, True))
+  found = {}
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(wide), strict=True
+  ):
+    a, b = np.asarray(a), np.asarray(b)
+    if np.any(a != b):
+      factor = float(b.flat[0] / a.flat[0])
+      np.testing.assert_allclose(b, factor * a, rtol=1e-6)
+      found[path[0].key, path[-1].key] = round(factor, 3)
+  want = {("layers", k): 8 for k in ("qkv", "proj", "up", "down")}
+  assert found == want | {("embed", "w"): 4}
+
+
 @functools.cache
 def routed():
   layout = Layout(ROOM, 4, "split")
@@ -290,6 +310,7 @@ def test_the_dense_arm_has_as_many_weights_as_a_token_meets_of_the_full_one():
     ("batch=0", "batch=0: must be at least 1"),
     ("model.heads=3", "heads=3"),
     ("optimizer.lr=0.0", "lr must be above 0"),
+    ("optimizer.b2=1.0", "optimizer.b2=1.0: must be"),
     ("optimizer.schedule=step", "optimizer.schedule='step': use one of"),
     ("method=grpo", "use dpt, t2mir or sft"),
     ("method_args.skip=-1", "skip=-1: must be 0"),
