@@ -192,7 +192,7 @@ def _representations(config, half, key_gate, u, z) -> dict[str, Array]:
 
   def mean(z):
     z = jax.nn.softmax(z, axis=-1) if config.softmax else z
-    return jnp.mean(z.reshape(*u.shape[:-1], -1)[:, 0 if config.hard else config.skip :], axis=1)
+    return jnp.mean(z.reshape(*u.shape[:-1], -1)[:, config.skip :], axis=1)
 
   found = {"q": mean(z), "contrast": half["contrast"]}
   if key_gate is not None:

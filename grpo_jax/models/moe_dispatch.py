@@ -3,16 +3,20 @@
 Expert e is down_e(act(up_e u)), two linear maps with biases; a token's output is the weighted sum
 over its k experts. All ways give the same numbers up to rounding:
 
-  dense    every expert computes every token, and a token's other experts get weight 0: two wide
-           matrix products, E / k times the needed work. The specification of the others.
-  ragged   assignments sorted by expert, one `jax.lax.ragged_dot` a linear map.
-  blocks   sorted too, every expert's rows filled up to whole blocks, one batched product over the
-           blocks, each with its expert's matrix.
+  dense    one-hot weights: every expert computes every token, two wide matrix products, E / k times
+           the needed work. The specification of the others.
+  blocks   assignments sorted by expert and every expert's rows filled up to whole blocks; a linear
+           map is one batched product over the blocks, each with its expert's matrix.
+  ragged   the same rows; a linear map is one `jax.lax.ragged_dot`.
 
-On TPU and GPU ragged_dot is a grouped product. On the CPU jax 0.10 lowers it to a product with
-all E matrices over a copy of the rows masked for each, k times the work of `dense`.
+jax 0.10 compiles ragged_dot to a grouped product for TPUs alone. For CPUs and GPUs it becomes a
+product with all E matrices over E copies of the rows, k times the work of `dense`; so does a TPU's
+gradient by the matrices, which is therefore made from blocks here. On two CPU cores and at T2MIR's
+sizes a training step of the layer takes, in units of `blocks`: dense 1.7 to 4, ragged 3 to 5, and
+one-hot dispatch into buffers of a fixed capacity (card 57, 1952 tokens) 9.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,7 +30,7 @@ from grpo_jax.models import moe_gates as gates
 Experts = dict[str, Array]  # up [E, d, h], up_bias [E, h], down [E, h, o], down_bias [E, o]
 Act = Callable[[Array], Array]
 BLOCK = 256  # rows of a block, at most
-DEFAULT = {"tpu": "ragged", "gpu": "ragged", "cpu": "blocks"}
+DEFAULT = {"tpu": "ragged"}  # elsewhere blocks
 
 
 def init(key: Array, experts: int, width: int, hidden: int, out: int) -> Experts:
@@ -55,7 +59,7 @@ def run(
   """
   experts = params["up"].shape[0]
   if way is None:
-    way = "dense" if expert.shape[1] >= experts else DEFAULT.get(jax.default_backend(), "ragged")
+    way = "dense" if expert.shape[1] >= experts else DEFAULT.get(jax.default_backend(), "blocks")
   if way not in WAYS:
     raise UserError(f"dispatch={way!r}: use one of {', '.join(WAYS)}, or None for the backend's")
   return WAYS[way](params, u, expert, weight, act)
@@ -131,20 +135,42 @@ def _from_rows_backward(order, ct):
 from_rows.defvjp(lambda y, order: (from_rows(y, order), order), _from_rows_backward)
 
 
+class _Blocks(NamedTuple):
+  """What the products know of the rows: whole blocks, each of one expert."""
+
+  size: Int[Array, " E"]
+  owner: Int[Array, " n"]  # expert of each block; E: of none that is here
+  inside: Bool[Array, "R 1"]  # the row is of an expert that is here
+
+
+def _rows(u, expert, experts: int) -> tuple[Float[Array, "R d"], Order, _Blocks]:
+  # A quarter of an expert's rows, where few: half a block of padding an expert is then an eighth.
+  block = max(8, min(BLOCK, expert.size // (4 * experts) // 8 * 8))
+  order = sort(expert, experts, block)
+  ends = jnp.cumsum(order.size)
+  first = jnp.arange(order.real.shape[0] // block, dtype=jnp.int32)[:, None] * block
+  owner = jnp.sum((first >= ends[None]).astype(jnp.int32), axis=1)
+  inside = jnp.arange(order.real.shape[0], dtype=jnp.int32)[:, None] < ends[-1]
+  return to_rows(u, order), order, _Blocks(order.size, owner, inside)
+
+
 def _sum(y: Float[Array, "R o"], order: Order, expert, weight, experts: int) -> Float[Array, "N o"]:
   here = ((expert >= 0) & (expert < experts))[..., None]
   return jnp.sum(jnp.where(here, from_rows(y, order), 0) * weight[..., None], axis=1)
 
 
-def ragged(params: Experts, u, expert, weight, act: Act) -> Float[Array, "N o"]:
+def _experts(product, params: Experts, u, expert, weight, act: Act) -> Float[Array, "N o"]:
   experts = params["up"].shape[0]
-  order = sort(expert, experts, 1)
-  ends = jnp.cumsum(order.size)[None]
-  row = jnp.arange(order.real.shape[0], dtype=jnp.int32)[:, None]
-  hot = gates.one_hot(jnp.sum((row >= ends).astype(jnp.int32), axis=1), experts)
-  x = jax.lax.ragged_dot(to_rows(u, order), params["up"], order.size) + hot @ params["up_bias"]
-  y = jax.lax.ragged_dot(act(x), params["down"], order.size) + hot @ params["down_bias"]
+  x, order, where = _rows(u, expert, experts)
+  bias = lambda b: _by_block(_pick(b, where.owner)[:, None], x.shape[0])
+  x = act(product(x, params["up"], where) + bias(params["up_bias"]))
+  y = product(x, params["down"], where) + bias(params["down_bias"])
   return _sum(y, order, expert, weight, experts)
+
+
+def _by_block(x: Float[Array, "n 1 h"], rows: int) -> Float[Array, "R h"]:
+  shape = x.shape[0], rows // x.shape[0], x.shape[2]
+  return jnp.broadcast_to(x, shape).reshape(rows, -1)
 
 
 @jax.custom_vjp
@@ -164,21 +190,30 @@ _pick.defvjp(
 )
 
 
-def blocks(params: Experts, u, expert, weight, act: Act) -> Float[Array, "N o"]:
-  experts, width, _ = params["up"].shape
-  # A quarter of an expert's rows, where few: half a block of padding an expert is then an eighth.
-  block = max(8, min(BLOCK, expert.size // (4 * experts) // 8 * 8))
-  order = sort(expert, experts, block)
-  count = order.real.shape[0] // block
-  first = jnp.arange(count, dtype=jnp.int32)[:, None] * block
-  owner = jnp.sum((first >= jnp.cumsum(order.size)[None]).astype(jnp.int32), axis=1)
-  owner = jnp.minimum(owner, experts - 1)  # blocks behind the last compute what nobody reads
-  x = to_rows(u, order).reshape(count, block, width)
-  x = jnp.einsum("nbd,ndh->nbh", x, _pick(params["up"], owner))
-  x = act(x + _pick(params["up_bias"], owner)[:, None])
-  y = jnp.einsum("nbh,nho->nbo", x, _pick(params["down"], owner))
-  y = y + _pick(params["down_bias"], owner)[:, None]
-  return _sum(y.reshape(count * block, -1), order, expert, weight, experts)
+def _batched(x: Float[Array, "R a"], w: Float[Array, "E a b"], where: _Blocks) -> Array:
+  """Every row times its expert's matrix."""
+  x = x.reshape(where.owner.shape[0], -1, x.shape[1])
+  return jnp.einsum("nra,nab->nrb", x, _pick(w, where.owner)).reshape(-1, w.shape[2])
 
 
-WAYS = {"dense": dense, "ragged": ragged, "blocks": blocks}
+@jax.custom_vjp
+def _grouped(x: Float[Array, "R a"], w: Float[Array, "E a b"], where: _Blocks) -> Array:
+  """As `_batched`, by ragged_dot, which need not write the rows behind the last expert's: 0 here.
+
+  Their cotangent is 0 too, since nobody reads them (`_sum`).
+  """
+  return jnp.where(where.inside, jax.lax.ragged_dot(x, w, where.size), 0)
+
+
+def _grouped_backward(saved, ct):
+  x, w, where = saved
+  dx = _grouped(ct, w.transpose(0, 2, 1), where)
+  split = lambda x: x.reshape(where.owner.shape[0], -1, x.shape[1])
+  one = jnp.einsum("nra,nrb->nab", split(x), split(ct))
+  return dx, jnp.einsum("ne,nab->eab", gates.one_hot(where.owner, w.shape[0]), one), None
+
+
+_grouped.defvjp(lambda x, w, where: (_grouped(x, w, where), (x, w, where)), _grouped_backward)
+blocks = functools.partial(_experts, _batched)
+ragged = functools.partial(_experts, _grouped)
+WAYS = {"dense": dense, "blocks": blocks, "ragged": ragged}

@@ -2,9 +2,11 @@
 
 Tokens are split over all axes. The devices of the expert axis gather each other's tokens, each
 computes the part of the mixture that its own experts owe, and the parts are summed where the
-tokens came from. No token is dropped and every shape is static, whatever the routing; a device
-moves (P - 1) / P of the N * d inputs of its P fellows instead of the k * N / P rows that an
-all-to-all would move.
+tokens came from. No token is dropped and every shape is static, whatever the routing. Where P
+devices share E experts, a device receives (P - 1) / P of its group's tokens; an all-to-all would
+move k / P of them, in shapes that depend on the routing. By `ragged` a device computes its own
+experts' rows alone, so work falls with P. By `blocks` it computes k rows for every token and by
+`dense` E / P: there memory falls with P, and work only where E / P < k.
 """
 
 import jax

@@ -1,5 +1,6 @@
 """The in-context transformer against float64 numpy loops, and its cache against itself."""
 
+import dataclasses
 import functools
 import math
 
@@ -107,7 +108,9 @@ def act(config, x):
   return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-@pytest.mark.parametrize("config", [DPT, AD], ids=["dpt", "ad"])
+@pytest.mark.parametrize(
+  "config", [DPT, AD, dataclasses.replace(AD, lead=2)], ids=["dpt", "ad", "lead"]
+)
 @pytest.mark.parametrize("position", [None, np.asarray([3, 0, 1, 1, 7, 2, 5, 6])])
 def test_outputs_equal_numpy_loops(config, position):
   params = params_of(config)
