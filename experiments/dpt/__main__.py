@@ -15,28 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from experiments import statements
+from experiments.cli import command
 from experiments.dpt import claims
-from grpo_jax.errors import UserError
 from grpo_jax.lookup import unknown
+from grpo_jax.train import atomic
+from grpo_jax.train.page_style import COLOURS
 
 HERE = Path(__file__).parent
-COLOURS = ("#2266b3", "#c25a12", "#0f7f68", "#8348ad", "#9a7400", "#b03060")
 
 
 def main(argv: list[str]) -> int:
-  if {"-h", "--help"} & set(argv):
-    print((__doc__ or "").strip())
-    return 0
-  try:
-    parts, workdir = parse(argv)
-    print("final: " + json.dumps(test(parts, workdir)))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-    return 130
-  return 0
+  return command(argv, __doc__, lambda argv: print("final: " + json.dumps(test(*parse(argv)))))
 
 
 def parse(argv: list[str]) -> tuple[list[str], Path]:
@@ -79,7 +68,7 @@ def test(parts: list[str], workdir: Path) -> dict:
     "notes": claims.NOTES,
   }
   folder = HERE if set(parts) == set(claims.PARTS) else workdir
-  (folder / "verdict.json").write_text(json.dumps(evidence, indent=1, ensure_ascii=False) + "\n")
+  atomic.write_json(folder / "verdict.json", evidence, indent=1, ensure_ascii=False)
   draw(runs, folder / "curves.png")
   for f in found:
     print(f"{f['result']:>6}: {f['text']}: {f['x']:.3f} against {f['y']:.3f}, difference "
