@@ -4,8 +4,8 @@
                                        [--config.a.b=value] [--workdir=runs/evolve_bandits]
 
 WORKDIR has the games of every condition, so the same command goes on where it stopped. With the
-config as it is in configs/, verdict.json, table.md and curves.png go to experiments/evolve_bandits/,
-else to WORKDIR. The last line of stdout is `final: {json}`. About half an hour on two cores.
+config as it is in configs/, verdict.json, table.md and curves.png go to this folder, else to
+WORKDIR. The last line of stdout is `final: {json}`. About half an hour on two cores.
 """
 
 import json

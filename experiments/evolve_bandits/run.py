@@ -161,7 +161,8 @@ class Bench:
       self.speaker("raw"), params, method, draw, fields, self.c.optimizer, key
     )
     start = time.monotonic()
-    for i, (metrics, params) in enumerate(steps, 1):  # noqa: B020 the weights of the last step
+    for i, (metrics, weights) in enumerate(steps, 1):
+      params = weights
       log.append(metrics)
       told = " ".join(f"{k} {v:.3f}" for k, v in metrics.items())
       self.say(f"{part} {i}/{fields.steps}: {told} ({time.monotonic() - start:.0f} s)")

@@ -1,7 +1,7 @@
 """Bandits in words: what a language model reads before it names an arm.
 
-"EVOLvE: Evaluating and Optimizing LLMs For Exploration" (arXiv:2410.06238, BanditBench). A prompt is
-a head, the same at every step (the scenario, what a line means, examples), and a body that ends
+"EVOLvE: Evaluating and Optimizing LLMs For Exploration" (arXiv:2410.06238, BanditBench). A prompt
+is a head, the same at every step (the scenario, what a line means, examples), and a body that ends
 where the name of an arm is due. Bodies, for pulls (a_1, r_1), ..., (a_t, r_t):
 
   raw      RH  every pull in order
@@ -54,14 +54,14 @@ SCENARIOS = {
     _words("red blue green yellow purple orange black white pink silver"),
   ),
   "videos": Scenario(
-    "These clips can be shown to a visitor: {names}. A visitor likes a clip, 1, or does not, 0. One "
-    "of the clips is liked more often than the others.",
+    "These clips can be shown to a visitor: {names}. A visitor likes a clip, 1, or does not, 0. "
+    "One of the clips is liked more often than the others.",
     "show",
     _words("Q V X Z J K H W M P"),
   ),
   "clothes": Scenario(
-    "A shop can recommend one of these: {names}. A customer buys it, 1, or does not, 0. One of them "
-    "is bought more often than the others.",
+    "A shop can recommend one of these: {names}. A customer buys it, 1, or does not, 0. One of "
+    "them is bought more often than the others.",
     "recommend",
     _words("shirt jacket jeans dress boots gloves hat coat socks belt"),
   ),
@@ -138,12 +138,20 @@ def summary(scene: Scenario, count, total, guided: bool = False) -> str:
 
 
 def few_shot(
-  scene: Scenario, style: str, pulls: Sequence[Pull], *, skip: int = 2, every: int = 2, count: int = 5
+  scene: Scenario,
+  style: str,
+  pulls: Sequence[Pull],
+  *,
+  skip: int = 2,
+  every: int = 2,
+  count: int = 5,
 ) -> str:
   """`count` examples from one trajectory of an oracle: its history and its choice before pulls
   skip, skip + every, ... (counted from 0). UserError if the trajectory is too short."""
   steps = range(skip, skip + every * count, every)
   if count and steps[-1] >= len(pulls):
-    raise UserError(f"few_shot: {count} examples need {steps[-1] + 1} pulls, there are {len(pulls)}")
+    raise UserError(
+      f"few_shot: {count} examples need {steps[-1] + 1} pulls, there are {len(pulls)}"
+    )
   shown = [body(scene, style, pulls[:t]) + f" {scene.names[pulls[t][0]]}\n\n" for t in steps]
   return "".join(f"A game:\n\n{text}" for text in shown)

@@ -1,7 +1,7 @@
 """Many bandits played at once, by learners and by language models; all players meet the same luck.
 
-Reward noise depends on the key, the step and the game, and not on who plays: with the same tasks and
-key two players differ by their choices alone. Reported losses are of expected rewards.
+Reward noise depends on the key, the step and the game, and not on who plays: with the same tasks
+and key two players differ by their choices alone. Reported losses are of expected rewards.
 """
 
 import dataclasses

@@ -4,37 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 from tiny_models import naive_logp, params_of
+from verbal_bandits_tokens import tokenizer
 
 from grpo_jax.data import verbal_bandits as words
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
 from grpo_jax.models import choices
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.tokenizer import FastBackend, Special, Tokenizer
+from grpo_jax.models.tokenizer import Tokenizer
 from grpo_jax.rollout import bandit_transcripts, verbal_bandits
 from grpo_jax.rollout.verbal_bandits import Speaker
 from grpo_jax.tabular import bandits
 from grpo_jax.types import Batch
-
-
-def tokenizer(whole: tuple[str, ...] = ()) -> Tokenizer:
-  """One token a character, and one for each of the `whole` words."""
-  shown = {" ": "\u0120", "\n": "\u010a"}
-  letters = sorted({chr(i) for i in range(33, 127)} | {" ", "\n"})
-  vocab = {shown.get(c, c): i for i, c in enumerate(letters)}
-  merges = []
-  for word in whole:
-    left = shown[" "]
-    for letter in word:
-      merges.append((left, letter))
-      left += letter
-      vocab.setdefault(left, len(vocab))
-  made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
-  made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  made.decoder = tokenizers.decoders.ByteLevel()
-  return Tokenizer(FastBackend(made), Special(eos_ids=(0,), pad_id=0))
 
 
 def small(tok: Tokenizer) -> ModelConfig:
@@ -58,7 +40,6 @@ def brute(speaker, params, pulls):
   """log pi by a float64 pass over each whole text, one name at a time."""
   tok = speaker.tokenizer
   prompt = [*speaker.trunk, *tok.backend.encode(words.body(SCENE, speaker.style, pulls))]
-  names = [tok.backend.encode(f" {name}") for name in SCENE.names]
   score = []
   for name in SCENE.names:
     ids = np.asarray(tok.backend.encode(f" {name}"), np.int32)
@@ -141,10 +122,14 @@ def test_two_players_of_one_arm_meet_the_same_rewards():
 
 def test_a_learner_plays_as_its_own_rule_says():
   rule = bandits.ucb(3, form="evolve")
-  games = verbal_bandits.play(FAMILY, TASKS, jax.random.key(0), 8, verbal_bandits.by_learner(rule, 3))
+  games = verbal_bandits.play(
+    FAMILY, TASKS, jax.random.key(0), 8, verbal_bandits.by_learner(rule, 3)
+  )
   for g in range(4):
     for t in range(8):
-      count, total = words.tally(3, list(zip(games.action[g, :t], games.reward[g, :t], strict=True)))
+      count, total = words.tally(
+        3, list(zip(games.action[g, :t], games.reward[g, :t], strict=True))
+      )
       value, bonus = words.guide(count, total)
       assert games.action[g, t] == np.argmax((value + bonus).astype(np.float32))
   best = np.asarray(TASKS.mean).argmax(1)
