@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> Any:
   c.lock()
   if common.check_variant(variant):
     c.data.update(arms=3, steps=4)
-    c.eval.games = 2
+    c.eval.games = 4  # as many as GRPO plays: one program
     c.shots.update(skip=1, every=1, count=2)
     c.oft.update(steps=2, games=2)
     c.grpo.update(steps=1, tasks=2, group=2)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from configs import evolve_bandits
 from experiments import cli, regret, statements
 from experiments.evolve_bandits import claims
 from grpo_jax.errors import UserError
@@ -80,7 +81,7 @@ def test(c: Any, workdir: Path, argv: list[str]) -> dict:
     "config": json.loads(c.to_json_best_effort()),
     "notes": claims.NOTES,
   }
-  same = c.to_dict() == cli.load_config(CONFIG)[0].to_dict()
+  same = c.to_dict() == evolve_bandits.get_config().to_dict()
   folder = HERE if same else workdir
   text = json.dumps(evidence, indent=1, ensure_ascii=False)
   (folder / "verdict.json").write_text(text + "\n")

@@ -173,7 +173,10 @@ class Bench:
 def run(c: Any, workdir: Path, say=print) -> dict[str, Games]:
   """Games of every condition, played or read."""
   check(c)
-  folder.save_config(c, workdir)
+  settings = c.copy_and_resolve_references()
+  with settings.unlocked():
+    del settings["conditions"]  # a folder may get more of them
+  folder.save_config(settings, workdir)
   bench, out = Bench(c, workdir, say), {}
   for name in c.conditions:
     path = workdir / f"{name}.json"

@@ -91,7 +91,7 @@ class Speaker:
   scene: words.Scenario
   style: str = "summary"
   examples: str = ""
-  bucket: int = 32
+  bucket: int = 16
 
   @functools.cached_property
   def names(self) -> Names:

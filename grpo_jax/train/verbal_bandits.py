@@ -4,7 +4,7 @@ A row is a game and a token is a choice of an arm (`rollout.bandit_transcripts`)
 are those of every other loop and read nothing new:
 
   OFT   L = -E log pi(a_t | history) over games of an oracle (EVOLvE, arXiv:2410.06238): method
-        sft. The labels are the whole improving sequence of the learner, not those of its last policy.
+        sft. The labels are the learner's whole improving sequence, not those of its last policy.
   GRPO  reward of a game = -sum_t lost_t, advantage within the G games of a task, on all choices of
         the game: method grpo, one update a batch, so the ratio is 1.
 """
