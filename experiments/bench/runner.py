@@ -24,7 +24,6 @@ MODULES = {
   "tunix": "experiments.bench.peers.tunix_grpo",
 }
 PARTS = (*MODULES, "decode", "tiny")
-SMOLLM2 = work.Shape(576, 30, 9, 3, 64, 1536, 49152)
 
 
 def arguments(argv):
@@ -167,7 +166,7 @@ def time_decode(a, pythons, env, matmuls: list[dict]) -> list[dict]:
 def sum_decode(runs: list[dict], bound: float) -> dict:
   """One entry a framework, the ratios ours / theirs (the faster of theirs), and agreement."""
   a = decode_arguments(["-"])
-  flops = work.forward(SMOLLM2, prompts=a.prompts, group=a.group, prompt=a.prompt, new=a.new)
+  flops = work.forward(work.SMOLLM2, prompts=a.prompts, group=a.group, prompt=a.prompt, new=a.new)
   good = [r for r in runs if "error" not in r]
   found = {}
   for name in dict.fromkeys(r["framework"] for r in good):
