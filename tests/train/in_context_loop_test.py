@@ -274,6 +274,8 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(ran, tmp_path):
 
 SPECS = [f"dpt.py:{v}" for v in (*dpt.DATA, "debug", "paper", "linear,paper", "darkroom,debug")]
 SPECS += [f"t2mir.py:{v}" for v in ("", *t2mir.ARMS, "debug", "paper", "token,debug")]
+SPECS += [f"t2mir.py:{v}" for v in ("darkroom", "darkroom,paper", "ad", "ad,dense", "ad,paper")]
+SPECS += [f"t2mir.py:{v}" for v in ("darkroom,task,debug", "ad,debug")]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -300,7 +302,7 @@ def test_the_dense_arm_has_as_many_weights_as_a_token_meets_of_the_full_one():
     ("data.noise=-1", "noise=-1"),
     ("data.nois=0.1", "nois"),
     ("tokens=words", "tokens='words': use one of transition, split, history"),
-    ("tokens=history", "no exam plays histories yet"),
+    ("tokens=history", "bandit is read with tokens='transition'"),
     ("tokens=split", "read with tokens='transition'"),
     ("steps=7", "must be a multiple of"),
     ("eval.every=3", "eval.every=3: must be a multiple of log.every=2"),
