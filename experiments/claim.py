@@ -12,22 +12,19 @@ A config is a module with CLAIM, CURVES, get_config and statements(data); see ex
 
 import importlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-from experiments.cli import parse
+from experiments.cli import command, parse
 from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 ROOT = Path(__file__).parents[1]
 
 
 def main(argv: list[str]) -> int:
-  if {"-h", "--help"} & set(argv):
-    print((__doc__ or "").strip())
-    return 0
-  try:
+  def work(argv):
     config, workdir = parse(argv)
     if "slug" not in config:
       raise UserError("--config: has no `slug`; use experiments/SLUG/config.py")
@@ -36,13 +33,8 @@ def main(argv: list[str]) -> int:
     whole = not config.debug and not any(a.startswith("--config.") for a in argv)
     folder = ROOT / "experiments" / str(config.slug) if whole else workdir
     print("final: " + json.dumps(test(config, workdir, folder)))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-    return 130
-  return 0
+
+  return command(argv, __doc__, work)
 
 
 def test(c, workdir: Path, folder: Path, say=print) -> dict:
@@ -76,21 +68,15 @@ def test(c, workdir: Path, folder: Path, say=print) -> dict:
     "program_s": round(sum(r["program_s"] for rec in records for r in rec.data["runs"]), 1),
   }
   folder.mkdir(parents=True, exist_ok=True)
-  _write(folder / "verdict.json", json.dumps(evidence, indent=1, ensure_ascii=False) + "\n")
+  atomic.write_json(folder / "verdict.json", evidence, indent=1, ensure_ascii=False)
   curves = data.curves(module.CURVES)
-  _write(folder / "curves.json", json.dumps(curves) + "\n")
+  atomic.write_json(folder / "curves.json", curves)
   study.plot(curves, folder / "curves.png")
   for f in found:
     say(f"{f['result']:>6}: {f['text']}: {f['x']:.3f} - {f['y']:.3f} = {f['difference']:.3f} "
         f"[{f['low']:.3f}, {f['high']:.3f}]")  # fmt: skip
   say(f"evidence: {folder}")
   return {"slug": c.slug, "verdict": verdict, "wall_s": round(time.monotonic() - start, 1)}
-
-
-def _write(path: Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,20 @@ def parse(argv: list[str]) -> tuple[ConfigDict, Path]:
     override(config, path, text)
   config.lock()
   return config, workdir or Path("runs") / name
+
+
+def command(argv: list[str], doc: str | None, work: Callable[[list[str]], object]) -> int:
+  """Exit status of work(argv): 0, 2 with one line for a UserError, 130 after Ctrl-C; --help prints
+  `doc` instead."""
+  if {"-h", "--help"} & set(argv):
+    print((doc or "").strip())
+    return 0
+  try:
+    work(argv)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+    return 130
+  return 0

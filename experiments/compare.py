@@ -7,31 +7,23 @@ report.html; the same command resumes. The last line of stdout is `final: {json}
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
-from experiments.cli import parse
+from experiments.cli import command, parse
 from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 
 def main(argv: list[str]) -> int:
-  if {"-h", "--help"} & set(argv):
-    print((__doc__ or "").strip())
-    return 0
-  try:
+  def work(argv):
     config, workdir = parse(argv)
     if "arms" not in config:
       raise UserError("--config: has no `arms`; use configs/arena.py, or experiments.train")
     print("final: " + json.dumps(compare(config, workdir)))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-    return 130
-  return 0
+
+  return command(argv, __doc__, work)
 
 
 def compare(c, workdir: Path, say=print) -> dict:
@@ -63,8 +55,8 @@ def compare(c, workdir: Path, say=print) -> dict:
     (cell.world, cell.arm): whole(arena, r, cell) for cell, r in zip(cells, records, strict=True)
   }
   summary = results.summarize(c, found)
-  _write(workdir / "results.json", json.dumps(summary))
-  _write(workdir / "report.html", page.render(summary))
+  atomic.write_json(workdir / "results.json", summary)
+  atomic.write(workdir / "report.html", page.render(summary))
   say(results.table(summary))
   say(f"report: {workdir / 'report.html'}")
   return {
@@ -109,12 +101,6 @@ class Progress:
       f"{self.cell.world:>18} {self.cell.arm:<14} {runs} runs in {seconds:5.1f} s   "
       f"{self.left} runs left, {rest / 60:.0f} min"
     )
-
-
-def _write(path: Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
 """What the experiments on in-context learners share: command line, evidence, lines with bands."""
 
 import json
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from experiments import statements
-from grpo_jax.errors import UserError
+from experiments.cli import command
 from grpo_jax.lookup import unknown
-
-COLOURS = ("#2266b3", "#c25a12", "#0f7f68", "#8348ad", "#9a7400", "#b03060")
+from grpo_jax.train import atomic
 
 
 def main(
@@ -22,18 +20,8 @@ def main(
   test: Callable[[list[str], Path], dict],
 ) -> int:
   """The exit code of `--parts=a,b --workdir=DIR`; test(parts, workdir) is what is printed last."""
-  if {"-h", "--help"} & set(argv):
-    print((doc or "").strip())
-    return 0
-  try:
-    print("final: " + json.dumps(test(*parse(argv, parts, workdir))))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-    return 130
-  return 0
+  work = lambda argv: print("final: " + json.dumps(test(*parse(argv, parts, workdir))))
+  return command(argv, doc, work)
 
 
 def parse(argv: list[str], known: Collection[str], workdir: str) -> tuple[list[str], Path]:
@@ -60,7 +48,7 @@ def evidence(folder: Path, claim: str, said: list[statements.Statement], more: d
   """
   verdict, found = statements.judge(said) if said else ("inconclusive", [])
   kept = {"claim": claim, "verdict": verdict, "rule": statements.RULE, "statements": found} | more
-  (folder / "verdict.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+  atomic.write_json(folder / "verdict.json", kept, indent=1, ensure_ascii=False)
   for f in found:
     print(f"{f['result']:>6}: {f['text']}: {f['x']:.3f} against {f['y']:.3f}, difference "
           f"[{f['low']:.3f}, {f['high']:.3f}]")  # fmt: skip

@@ -16,7 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 VERDICTS = ("confirmed", "refuted", "inconclusive", "not run", "not built")
 # What is not a method of its own.
-ELSEWHERE = {"prefix-grouper": "pallas_kernels/prefix_attention"}
+ELSEWHERE = {
+  "prefix-grouper": "pallas_kernels/prefix_attention",
+  "evolve-bandits": "grpo_jax/data/verbal_bandits.py",
+}
 
 
 def papers() -> list[tuple[str, str]]:

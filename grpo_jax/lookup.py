@@ -8,11 +8,13 @@ import difflib
 import importlib
 import importlib.util
 import pathlib
+import pkgutil
 import re
 import sys
 import types
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 from grpo_jax.errors import UserError
 
@@ -30,6 +32,24 @@ def check_keys(field: str, given: Iterable[str], known: Iterable[str]) -> None:
   for key in given:
     if key not in known:
       raise unknown(field, key, known)
+
+
+def modules(path: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+  """The modules in a package's `__path__` by name: no packages, nothing private."""
+  found = {m.name for m in pkgutil.iter_modules(path) if not m.ispkg and m.name[0] != "_"}
+  return sorted(found - set(without))
+
+
+def make(kind: str, package: str, known: Iterable[str], name: str, kwargs: dict) -> Any:
+  """`package`.`name`.make(**kwargs). UserError for a name not `known` and an unknown parameter."""
+  import inspect
+
+  module = str(name).replace("-", "_")
+  if module not in known:
+    raise unknown(kind, name, known)
+  maker = importlib.import_module(f"{package}.{module}").make
+  check_keys(f"{kind}.{module}", kwargs, inspect.signature(maker).parameters)
+  return maker(**kwargs)
 
 
 @contextlib.contextmanager

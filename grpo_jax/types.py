@@ -221,8 +221,8 @@ class Method:
   needs                                           extra arrays the method reads: "logp_old", "ref",
                                                   "entropy", "value", "entropy_old" (into Batch),
                                                   "unit_reward" (into Batch), "parent" (into
-                                                  Rollouts), "answer_logp" (into Batch.extra),
-                                                  "drift" (into Now.metrics)
+                                                  Rollouts), "answer_logp" and "bootstrap" (into
+                                                  Batch.extra), "drift" (into Now.metrics)
   reduces_to                                      (name, kwargs, own kwargs): the method it equals
                                                   under those settings; checked by the shared suite
   whole_groups                                    True if the rollouts of a prompt must share a

@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 from experiments.bench import __main__ as cli
-from experiments.bench import ours, prefix_attention, record, runner, table, work
+from experiments.bench import (
+  compiled,
+  in_context,
+  ours,
+  ours_fused,
+  ours_in_context,
+  prefix_attention,
+  record,
+  runner,
+  table,
+  tiny,
+  work,
+)
 from grpo_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -181,27 +193,167 @@ def test_our_step_runs_with_tiny_arguments_and_agrees_with_its_sampler():
   json.dumps(out)
 
 
+SMALL = ["--new=8", "--group=4", "--hidden=64", "--layers=2", "--vocab=32", "--smollm2="]
+
+
 def test_shared_and_repeated_prompts_give_one_gradient_and_the_formula_s_flops(tmp_path):
-  argv = [
-    "--prompt",
-    "24",
-    "--new",
-    "8",
-    "--group",
-    "3",
-    "--repeats",
-    "1",
-    "--hidden",
-    "64",
-    "--layers",
-    "2",
-    "--vocab",
-    "32",
-  ]
-  (row,) = prefix_attention.main([*argv, "--layers=2", "--out", str(tmp_path / "x.json")])
+  argv = [*SMALL, "--prompt=24", "--repeats=1", "--out", str(tmp_path / "x.json")]
+  (row,) = prefix_attention.main(argv)
   assert row["gradient_gap"] < 1e-5 and row["loss_gap"] < 1e-6
+  assert row["repeated_rows_at_once"] == 4
   assert row["compiled_one_layer"] / row["formula_one_layer"] == pytest.approx(1, abs=0.1)
+  assert row["compiled_one_layer"] / row["explained_one_layer"] == pytest.approx(1, abs=0.03)
   assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_repeated_rows_a_few_at_a_time_have_the_gradient_of_all_at_once():
+  import jax
+
+  from grpo_jax.models import decoder
+
+  a = prefix_attention.arguments([*SMALL, "--prompt=12"])
+  config = compiled.config_of(a.small, 20)
+  params = decoder.init(config, jax.random.key(0))
+  rollouts, _, repeated = prefix_attention.batches(a.vocab, 12, 8, 4)
+  found = [compiled.gradient(config, pieces=n)(params, rollouts, repeated) for n in (1, 2, 4)]
+  for loss, grads in found[1:]:
+    assert float(abs(loss - found[0][0])) < 1e-6
+    assert prefix_attention.distance(found[0][1], grads) < 1e-5
+
+
+def test_as_many_repeated_rows_as_fit_go_at_a_time():
+  s = work.SMOLLM2
+  counts = [prefix_attention.rows_at_once(s, p, 64, 8) for p in (64, 256, 1024, 4096, 65536)]
+  assert counts[0] == 8 and counts[-1] == 1 and counts == sorted(counts, reverse=True)
+  assert all(8 % n == 0 for n in counts)
+
+
+@pytest.mark.parametrize("prompt,new,group,repeated", [(5, 3, 2, False), (300, 2, 3, True)])
+def test_pairs_that_xla_makes_are_those_of_the_blocks(prompt, new, group, repeated):
+  block, pairs = max(128, -(-prompt // 8)), 0
+  for query in range(prompt):
+    pairs += min((query // block + 1) * block, prompt)  # keys up to the end of the query's block
+  pairs *= group if repeated else 1
+  pairs += group * (new - 1) * (prompt + new - 1)
+  n, g = (group, 1) if repeated else (1, group)
+  made = compiled.explained(work.SMOLLM2, prompt, new, group, repeated)["pairs_made_over_visible"]
+  assert made == pytest.approx(pairs / work.pairs(n, g, prompt, new)) and made > 1
+
+
+def test_cells_of_the_prompt_benchmark_can_be_chosen():
+  a = prefix_attention.arguments(["--prompt=", "--smollm2=32x8x2"])
+  assert a.cells == [("smollm2", 32, 8, 2)]
+  default = prefix_attention.arguments([]).cells
+  assert ("small", 4096, 128, 16) in default and ("smollm2", 1024, 64, 8) in default
+  for wrong in (["--prompt=", "--smollm2="], ["--smollm2=32x8"], ["--prompt=a"]):
+    with pytest.raises(UserError, match="--"):
+      prefix_attention.arguments(wrong)
+
+
+# ---- the small model ----------------------------------------------------------------------------
+
+
+def ours_params(argv) -> int:
+  s = work.llama(record.arguments(argv))
+  return s.layers * s.layer_params + 2 * s.vocab * s.hidden + s.hidden * (2 * s.layers + 1)
+
+
+def test_our_fused_loop_runs_the_small_model_s_steps():
+  small = ["--prompts=2", "--group=2", "--prompt=4", "--new=4", "--steps=2", "--runs=1"]
+  out = ours_fused.main([*TINY, *small])
+  assert (out["rows"], out["updates"], out["prompt"], out["new"]) == (4, 2, 4, 4)
+  assert len(out["step_all_s"]) == 1 and out["compile_s"] > out["step_s"] > 0
+  assert out["params"] == ours_params(TINY)
+  with pytest.raises(UserError, match="as many of both"):
+    ours_fused.main(["--prompt=4", "--new=5"])
+
+
+def test_the_fused_loop_is_paid_what_the_peers_are():
+  import jax.numpy as jnp
+  import numpy as np
+
+  a = record.arguments(tiny.flags(4))
+  world = ours_fused.world(a)
+  assert (world.prompt, world.answer) == (8, 8) and world.vocab <= a.vocab
+  problem = world.problems(0, jnp.arange(1))
+  problem = problem.replace(
+    tokens=problem.tokens[0], length=problem.length[0], data=problem.data[0]
+  )
+  ids = np.asarray([5, 9, 2, 60, 33, 3, 1, 0], np.int32)
+  verdict = world.score(problem, None, jnp.asarray(ids), jnp.int32(7))
+  assert float(verdict.reward) == pytest.approx(ids[:7].mean() / 64) and not verdict.correct
+
+
+def tiny_run(framework, prompts, step, **fields):
+  return run_of(step, framework=framework, prompts=prompts, compile_s=5.0, **fields)
+
+
+def test_the_small_model_s_ratios_are_seconds_an_update_of_peer_over_ours():
+  runs = [tiny_run("grpo_jax", n, 0.5) for n in (32, 4)]
+  runs += [tiny_run("trl", 32, 2.0), tiny_run("trl", 32, 4.0), tiny_run("trl", 32, 3.0)]
+  runs += [{"framework": "trl", "prompts": 4, "error": "no"}]
+  found = tiny.summarize(runs, bound=100.0)
+  assert found["final"]["trl_tiny_32"] == 6.0 and found["final"]["trl_tiny_4"] is None
+  assert found["final"]["updates_per_s_tiny_32"] == 2.0
+  shares = [found["final"][f"matmul_share_{name}_tiny_32"] for name in ("grpo_jax", "trl")]
+  assert shares[0] >= shares[1] > 0
+  assert "32 x 8  trl" in tiny.lines(found["cells"]) and "4 x 8  trl" not in tiny.lines(
+    found["cells"]
+  )
+
+
+def test_a_run_of_parts_leaves_the_whole_run_s_results_alone():
+  whole = runner.arguments([])
+  assert whole.only == [*runner.PARTS] and whole.out.name == "bench_cpu.json"
+  assert runner.arguments(["--only=tiny"]).out.name == "tiny_cpu.json"
+  for only in (["--only=trl"], ["--only=tiny,trl"], ["--only=decode"], ["--quick"]):
+    assert "results" not in runner.arguments(only).out.parts
+  assert runner.arguments(["--only=tiny"]).lengths == [] and whole.lengths == [64, 512]
+
+
+# ---- in-context learners ------------------------------------------------------------------------
+
+
+def test_the_program_of_many_bandits_runs_in_parts_and_its_logits_are_written(tmp_path):
+  import numpy as np
+
+  small = ["--horizon=4", "--hidden=8", "--heads=2", "--layers=1", "--compared=3"]
+  argv = [str(tmp_path), *small, "--tasks=6", "--part=3", "--repeats=2"]
+  assert ours_in_context.main([*argv, "--export"]) == {"exported": 3}
+  contexts = np.load(tmp_path / "contexts.npz")
+  assert contexts["logits"].shape == (3, 5, 5) and contexts["action"].shape == (3, 4)
+  out = ours_in_context.main(argv)
+  assert out["things"] == 6 and len(out["seconds_all"]) == 2 and 0 < out["regret"] < 4
+  with pytest.raises(UserError, match="multiple of --part=4"):
+    ours_in_context.main([*argv[:-2], "--part=4"])
+
+
+def test_the_peer_s_ratio_is_against_its_fastest_form():
+  row = {"peak_mb": 1, "neighbours": 0.0, "regret": 1.0, "per_cpu_s": 1.0}
+  cells = {
+    name: row | {"per_s": speed, "per_s_best": speed}
+    for name, speed in (("ours, 200", 60.0), ("peer, 200", 3.0), ("peer, one by one", 2.0))
+  }
+  cells["ours"] = row | {"per_s": 90.0, "per_s_best": 90.0, "compile_s": 5.0}
+  runs = [{"gap": 1e-6, "same_arms": 1.0}, {"gap": 2e-6, "same_arms": 1.0}]
+  last = in_context.final(cells, runs)
+  assert (last["peer_ratio"], last["peer_ratio_200"]) == (30.0, 20.0)
+  assert last["peer_ratio_one_by_one"] == 45.0 and last["same_model"] and last["quiet"]
+  assert not in_context.final(cells, [{"gap": 1e-3, "same_arms": 0.9}])["same_model"]
+  assert not in_context.final(cells, [])["same_model"]
+
+
+@pytest.mark.oracle
+def test_the_peer_of_in_context_learners_is_the_same_model(tmp_path):
+  python = os.environ.get("TRL_PYTHON")
+  if not python:
+    pytest.skip("TRL_PYTHON is not set")
+  small = ["--horizon=6", "--hidden=8", "--heads=2", "--layers=2", "--compared=3"]
+  ours_in_context.main([str(tmp_path), "--export", *small])
+  env = runner.environment(hugepages=False)
+  flags = [str(tmp_path), "--heads=2", "--tasks=3", "--repeats=1"]
+  out = runner.launch(os.path.abspath(python), "experiments.bench.peers.torch_dpt", flags, env)
+  assert out.get("gap", 1) < 1e-5 and out["same_arms"] == 1, out
 
 
 @pytest.mark.oracle

@@ -23,6 +23,7 @@ CONFIGS.remove("arena")  # of experiments.compare: tests/compare_test.py
 CONFIGS.remove("cartpole")  # of the loop "control": tests/train/control_test.py
 CONFIGS.remove("dpt")  # of the loop "in_context": tests/train/in_context_loop_test.py
 CONFIGS.remove("t2mir")
+CONFIGS.remove("evolve_bandits")  # tests/train/verbal_bandits_training_test.py
 VARIANTS = {"base_methods": tuple(base_methods.ARGS)}  # names that may stand before ",debug"
 SPECS = [
   f"configs/{name}.py" + (f":{variant}" if variant else "")

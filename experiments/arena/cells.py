@@ -7,7 +7,6 @@ program call, so the same command goes on where it stopped.
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 from grpo_jax import envs, methods
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import check_keys
-from grpo_jax.train import fused
+from grpo_jax.train import atomic, fused
 
 TUNE = 1_000_000  # tuning seeds begin here
 KEPT = ("reward", "correct", "length", "truncated", "zero_variance", "entropy", "grad_norm")
@@ -97,9 +96,7 @@ class Record:
 
   def add(self, runs: list[dict]) -> None:
     self.data["runs"] += runs
-    temporary = self.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(self.data))
-    os.replace(temporary, self.path)
+    atomic.write_json(self.path, self.data)
 
 
 def best_lr(record: Record, cell: Cell) -> float:

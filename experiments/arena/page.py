@@ -4,17 +4,11 @@ import html
 import json
 
 from experiments.arena import results as arena_results
+from grpo_jax.train.page_style import COLOURS, STYLE
 
-COLOURS = ("#2266b3", "#c25a12", "#0f7f68", "#8348ad", "#9a7400", "#b03060", "#4a7d1e", "#5a6472")
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafaf7;margin:0 auto;max-width:1080px
-;padding:24px}h1{font-size:24px}h2{font-size:18px;margin-top:36px}table{border-collapse:collapse}
-td,th{padding:3px 12px 3px 0;text-align:right;border-bottom:1px solid #e3e3de;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}.soft{color:#667}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:18px}
-figure{margin:0;background:#fff;border:1px solid #e3e3de;border-radius:6px;padding:10px}
-figcaption{font-size:13px;color:#445}svg text{font:11px system-ui,sans-serif;fill:#667}
-details{margin:8px 0}pre{white-space:pre-wrap;font-size:12px}
+TABLES = """
+td,th{text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
+.wide{overflow-x:auto}.soft{color:#667}details{margin:8px 0}
 """
 
 
@@ -44,7 +38,7 @@ def render(r: dict) -> str:
   return (
     '<!doctype html><html lang="en"><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width"><title>Methods on token worlds</title>'
-    f"<style>{STYLE}</style><body>{body}</body></html>"
+    f"<style>{STYLE}{TABLES}</style><body>{body}</body></html>"
   )
 
 

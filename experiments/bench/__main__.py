@@ -1,8 +1,12 @@
-"""Benchmarks: `python -m experiments.bench [main | decode | prefix_attention] [options]`.
+"""Benchmarks: `python -m experiments.bench [COMMAND] [options]`, `--help` after a command.
 
-main               a GRPO step and SmolLM2's decoding against TRL, Tunix and transformers
+main               a GRPO step, SmolLM2's decoding and the small model against TRL, Tunix and
+                   transformers; --only=tiny and so on for parts of it
 decode             the decoding alone
+tiny               the small model alone
 prefix_attention   a gradient step with shared and with repeated prompts
+in_context         online evaluation of an in-context learner against PyTorch
+control            PPO on gymnax's CartPole
 """
 
 import sys
@@ -20,13 +24,21 @@ def main(argv: list[str]) -> int:
       from experiments.bench import prefix_attention
 
       prefix_attention.main(rest)
-    elif command in ("main", "decode"):
+    elif command == "in_context":
+      from experiments.bench import in_context
+
+      in_context.main(rest)
+    elif command == "control":
+      from experiments.bench import control
+
+      control.main(rest)
+    elif command in ("main", "decode", "tiny"):
       from experiments.bench import runner
 
-      only = ["--only=decode", "--out=runs/bench/decode.json"] if command == "decode" else []
-      runner.main(only + rest)
+      runner.main(([] if command == "main" else [f"--only={command}"]) + rest)
     else:
-      raise UserError(f"{command}: use one of main, decode, prefix_attention")
+      known = "main, decode, tiny, prefix_attention, in_context, control"
+      raise UserError(f"{command}: use one of {known}")
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  """The step and the model; the defaults are those of the published table."""
+def arguments(argv: Sequence[str] | None = None, *more: tuple[str, int]) -> argparse.Namespace:
+  """The step and the model; the defaults are those of the published table. `more`: numbers that a
+  process of another kind has, as (name, default)."""
   parser = argparse.ArgumentParser(allow_abbrev=False)
   for name, default in (
     ("prompt", 64),  # tokens
@@ -28,6 +29,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ("heads", 8),
     ("ffn", 1024),
     ("vocab", 4096),
+    *more,
   ):
     parser.add_argument(f"--{name}", type=int, default=default)
   return parser.parse_args(argv)
@@ -89,6 +91,42 @@ class Clock:
       return out
 
     return call
+
+
+class Repeats:
+  """Times calls that do many things at once, and what other processes took meanwhile."""
+
+  def __init__(self):
+    self.wall: list[float] = []
+    self.cpu: list[float] = []
+    self.busy: list[float] = []
+
+  def __call__(self, function, *args):
+    start = time.perf_counter(), time.process_time(), busy_seconds()
+    out = function(*args)
+    self.wall.append(time.perf_counter() - start[0])
+    self.cpu.append(time.process_time() - start[1])
+    self.busy.append(busy_seconds() - start[2])
+    return out
+
+  def neighbours(self) -> float:
+    """The part of the machine that other processes took."""
+    others = max(sum(self.busy) - sum(self.cpu), 0.0)
+    return round(others / (sum(self.wall) * (os.cpu_count() or 1)), 3)
+
+  def summary(self, things: int, **fields) -> dict:
+    """Of `things` a call: how many a second, by the median call, the best, and processor time."""
+    return fields | {
+      "things": things,
+      "seconds": round(statistics.median(self.wall), 4),
+      "seconds_all": [round(s, 4) for s in self.wall],
+      "per_s": round(things / statistics.median(self.wall), 2),
+      "per_s_best": round(things / min(self.wall), 2),
+      "per_cpu_s": round(things / statistics.median(self.cpu), 2),
+      "peak_mb": round(peak_mb(), 1),
+      "neighbours": self.neighbours(),
+      "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def summary(clock: Clock, a: argparse.Namespace, **fields) -> dict:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiments.bench import record, table, work
+from experiments.bench import record, table, tiny, work
 from experiments.bench.decode import arguments as decode_arguments
 from grpo_jax.errors import UserError
 
@@ -23,7 +23,7 @@ MODULES = {
   "trl": "experiments.bench.peers.trl_grpo",
   "tunix": "experiments.bench.peers.tunix_grpo",
 }
-SMOLLM2 = work.Shape(576, 30, 9, 3, 64, 1536, 49152)
+PARTS = (*MODULES, "decode", "tiny")
 
 
 def arguments(argv):
@@ -31,34 +31,43 @@ def arguments(argv):
   parser.add_argument("--rounds", type=int, default=3, help="interleaved runs of each")
   parser.add_argument("--steps", type=int, default=6, help="timed steps a run")
   parser.add_argument("--lengths", default="64,512", help="prompt tokens")
-  parser.add_argument("--only", default="", help="of grpo_jax,trl,tunix,decode; empty: all")
+  parser.add_argument("--only", default="", help=f"of {','.join(PARTS)}; empty: all")
   parser.add_argument("--quick", action="store_true", help="1 round of 2 steps: a smoke test")
   parser.add_argument("--hugepages", action="store_true", help="for all: glibc.malloc.hugetlb=1")
   parser.add_argument("--out", type=Path, default=None)
   a = parser.parse_args(argv)
   if a.quick:
     a.rounds, a.steps = 1, 2
-  name = "runs/bench/quick.json" if a.quick else "benchmarks/results/bench_cpu.json"
-  a.out = a.out or ROOT / name
+  a.out = a.out or ROOT / default_out(a.only, a.quick)
   a.lengths = [int(n) for n in a.lengths.split(",")]
-  a.only = a.only.split(",") if a.only else [*MODULES, "decode"]
+  a.only = a.only.split(",") if a.only else [*PARTS]
   for part in a.only:
-    if part not in (*MODULES, "decode"):
-      raise UserError(f"--only={part}: use some of {', '.join(MODULES)}, decode")
+    if part not in PARTS:
+      raise UserError(f"--only={part}: use some of {', '.join(PARTS)}")
+  if not set(a.only) & set(MODULES):
+    a.lengths = []
   return a
+
+
+def default_out(only: str, quick: bool) -> str:
+  """A run of some parts never replaces the results of a whole one."""
+  if quick:
+    return "runs/bench/quick.json"
+  kept = {"": "benchmarks/results/bench_cpu.json", "tiny": "benchmarks/results/tiny_cpu.json"}
+  return kept.get(only, f"runs/bench/{only.replace(',', '_')}.json")
 
 
 def interpreters(only) -> dict[str, str]:
   """The Python of each framework; UserError names the variable that is missing."""
   out = {"grpo_jax": sys.executable}
-  needed = {"trl": "TRL_PYTHON", "tunix": "TUNIX_PYTHON", "decode": "TRL_PYTHON"}
-  for part, variable in needed.items():
-    if part in only:
+  for part in only:
+    if part != "grpo_jax":
+      variable = "TUNIX_PYTHON" if part == "tunix" else "TRL_PYTHON"
       path = os.environ.get(variable, "")
       if not Path(path).is_file():
         raise UserError(f"{variable}={path!r}: no such interpreter; run `make bench`, or set it")
       # Made absolute without following links: the link is what makes it that environment's.
-      out["trl" if part == "decode" else part] = os.path.abspath(path)
+      out["tunix" if part == "tunix" else "trl"] = os.path.abspath(path)
   return out
 
 
@@ -157,7 +166,7 @@ def time_decode(a, pythons, env, matmuls: list[dict]) -> list[dict]:
 def sum_decode(runs: list[dict], bound: float) -> dict:
   """One entry a framework, the ratios ours / theirs (the faster of theirs), and agreement."""
   a = decode_arguments(["-"])
-  flops = work.forward(SMOLLM2, prompts=a.prompts, group=a.group, prompt=a.prompt, new=a.new)
+  flops = work.forward(work.SMOLLM2, prompts=a.prompts, group=a.group, prompt=a.prompt, new=a.new)
   good = [r for r in runs if "error" not in r]
   found = {}
   for name in dict.fromkeys(r["framework"] for r in good):
@@ -177,7 +186,7 @@ def sum_decode(runs: list[dict], bound: float) -> dict:
   return out
 
 
-def summarize(a, runs, matmuls, decode_runs) -> dict:
+def summarize(a, runs, matmuls, decode_runs, tiny_runs) -> dict:
   bound = table.bound(m for m in matmuls if "error" not in m)
   cells: dict = {}
   shares, flops = {}, {}
@@ -193,13 +202,19 @@ def summarize(a, runs, matmuls, decode_runs) -> dict:
   decode = sum_decode(decode_runs, bound)
   for name, c in decode["found"].items():
     shares["decode_" + name.replace(", ", "_").replace(" ", "_")] = c["share"]
+  final, small = table.final(cells, shares, decode), None
+  if "tiny" in a.only:
+    small = tiny.summarize(tiny_runs, bound)
+    quiet = final["quiet"] and table.quiet(small["cells"])
+    final |= small.pop("final") | {"quiet": quiet}
   return {
     "bound_gflops": bound,
     "necessary_gflop": {n: round(f / 1e9, 1) for n, f in flops.items()},
     "cells": cells,
     "decode": decode,
-    "final": table.final(cells, shares, decode),
+    "final": final,
     "shares": shares,
+    "tiny": small,
   }
 
 
@@ -214,14 +229,22 @@ def main(argv: list[str]) -> None:
 
   runs, matmuls = time_steps(a, pythons, env, lambda r, m: save(runs=r, matmuls=m))
   decode_runs = time_decode(a, pythons, env, matmuls) if "decode" in a.only else []
-  found = summarize(a, runs, matmuls, decode_runs)
-  save(**found, runs=runs, matmuls=matmuls, decode_runs=decode_runs)
-  print(f"\nmatmul bound {found['bound_gflops']:.0f} GFLOP/s in float32", end="; ")
-  print(", ".join(f"{n} tokens: {f} GFLOP a step" for n, f in found["necessary_gflop"].items()))
-  print(table.steps(found["cells"], found["shares"]))
+  tiny_runs: list[dict] = []
+  if "tiny" in a.only:
+    note = lambda small: save(runs=runs, matmuls=matmuls, decode_runs=decode_runs, tiny_runs=small)
+    tiny_runs = tiny.time_runs(a, pythons, env, launch, matmuls, note)
+  found = summarize(a, runs, matmuls, decode_runs, tiny_runs)
+  save(**found, runs=runs, matmuls=matmuls, decode_runs=decode_runs, tiny_runs=tiny_runs)
+  needs = [f"{n} tokens: {f} GFLOP a step" for n, f in found["necessary_gflop"].items()]
+  bound = f"matmul bound {found['bound_gflops']:.0f} GFLOP/s in float32"
+  print("\n" + "; ".join([bound, *needs]))
+  if a.lengths:
+    print(table.steps(found["cells"], found["shares"]))
   if not found["final"]["quiet"]:
     print("warning: other processes ran beside these: the ratios are not to be published")
   if found["decode"]["found"]:
     print("\n" + table.decodes(found["decode"]["found"]))
+  if found["tiny"]:
+    print("\n" + tiny.lines(found["tiny"]["cells"]))
   print(f"\nall runs: {os.path.relpath(a.out)}")
   print("final: " + json.dumps(found["final"]))

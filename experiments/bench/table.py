@@ -7,23 +7,27 @@ FRAMEWORKS = ("grpo_jax", "trl", "tunix")
 QUIET = 0.1  # of the machine: what other processes may use in a run that is published
 
 
+def middle(runs: Sequence[dict], key: str, digits: int = 4) -> float:
+  """The median of one number over the runs."""
+  return round(statistics.median(r[key] for r in runs), digits)
+
+
 def cell(runs: Sequence[dict]) -> dict | None:
   """One framework at one prompt length over its interleaved runs; None if no run succeeded."""
   if not runs:
     return None
-  middle = lambda key: round(statistics.median(r[key] for r in runs), 4)
   return {
     "runs": len(runs),
-    "step_s": middle("step_s"),  # the median of the runs' medians
+    "step_s": middle(runs, "step_s"),  # the median of the runs' medians
     "step_s_runs": [r["step_s"] for r in runs],
     "best_s": min(r["step_min_s"] for r in runs),
-    "generate_s": middle("generate_s"),
-    "update_s": middle("update_s"),
-    "other_s": middle("other_s"),
-    "cpu_s": middle("cpu_s"),
-    "first_step_s": middle("first_step_s"),
-    "to_10_steps_s": middle("to_10_steps_s"),
-    "to_100_steps_s": middle("to_100_steps_s"),
+    "generate_s": middle(runs, "generate_s"),
+    "update_s": middle(runs, "update_s"),
+    "other_s": middle(runs, "other_s"),
+    "cpu_s": middle(runs, "cpu_s"),
+    "first_step_s": middle(runs, "first_step_s"),
+    "to_10_steps_s": middle(runs, "to_10_steps_s"),
+    "to_100_steps_s": middle(runs, "to_100_steps_s"),
     "peak_mb": max(r["peak_mb"] for r in runs),
     "neighbours": max(r["neighbours"] for r in runs),
   }

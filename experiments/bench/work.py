@@ -25,6 +25,9 @@ class Shape:
     return attention + 3 * self.hidden * self.ffn
 
 
+SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152)  # SmolLM2-135M
+
+
 def llama(a) -> Shape:
   """From the command line of a step; as many key heads as heads."""
   return Shape(a.hidden, a.layers, a.heads, a.heads, a.hidden // a.heads, a.ffn, a.vocab)

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import in_context
 from experiments.dpt import claims
+from grpo_jax.train.page_style import COLOURS
 
 HERE = Path(__file__).parent
 
@@ -49,7 +50,7 @@ def draw(runs: dict[str, claims.Run], path: Path) -> None:
     return
   panels = np.atleast_1d(figure.subplots(1, len(runs)))
   for (part, run), axes in zip(runs.items(), panels, strict=True):
-    lines, colours = _lines(part, run), in_context.COLOURS * 2
+    lines, colours = _lines(part, run), COLOURS * 2
     for (name, values), colour in zip(lines.items(), colours, strict=False):
       at = np.arange(values.shape[1]) + (part != "bernoulli")
       in_context.band(axes, at, values, name, colour)

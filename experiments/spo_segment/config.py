@@ -22,7 +22,9 @@ NOTES = (
   "carry over to other prompts. Continuations of a prefix count as sampled tokens, equal prefixes "
   "once. 'follow' is the correlation over trained tokens of the advantage, before whitening, with "
   "the exact change of value, summed over all answers, of the start policy on two problems. "
-  "9 continuations a cut, 4 x 4 x 4 trees of one token a depth, no KL."
+  "9 continuations a cut, 4 x 4 x 4 trees of one token a depth, no KL. Chains take as many problems "
+  "an update as make their tokens over a run GRPO's, found by a run of 4 problems, in which they "
+  "sampled a third of them and were refuted too."
 )
 CURVES = (
   ("reverse", "accuracy"),
@@ -54,8 +56,8 @@ def get_config(variant: str = ""):
     worlds={"reverse": {"world": "sequence", "params": {"items": 4}}},
     arms={
       "grpo": {"method": "grpo", "plan": {"prompts": 20, "group": 8}},
-      "chain_2": spo(4, 4, interval=2),
-      "chain_1": spo(4, 3, interval=1),
+      "chain_2": spo(13, 4, interval=2),
+      "chain_1": spo(11, 3, interval=1),
       "tree": spo(4, 1, form="tree", branching=(4, 4, 4), segment_tokens=1),
     },
     lr=3e-4,

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import in_context
 from experiments.t2mir import claims, routing
+from grpo_jax.train.page_style import COLOURS
 
 HERE = Path(__file__).parent
 
@@ -65,7 +66,7 @@ def curves(runs: dict[str, claims.Run], path: Path) -> None:
   if (figure := in_context.figure(8.4, 3.4)) is None:
     return
   left, right = figure.subplots(1, 2)
-  for (arm, run), colour in zip(runs.items(), in_context.COLOURS, strict=False):
+  for (arm, run), colour in zip(runs.items(), COLOURS, strict=False):
     at = np.arange(run.scores.shape[1]) + 1
     in_context.band(left, at, run.scores, arm, colour)
     in_context.band(right, run.steps, run.learning, arm, colour)

@@ -135,7 +135,7 @@ def measure(c, workdir: Path) -> dict:
   path = workdir / "routing.json"
   if path.exists():
     return json.loads(path.read_text())
-  from grpo_jax.train import in_context, in_context_loop
+  from grpo_jax.train import atomic, in_context, in_context_loop
   from grpo_jax.train.checkpoint import Checkpoints
   from grpo_jax.train.fused import over_seeds
 
@@ -161,5 +161,5 @@ def measure(c, workdir: Path) -> dict:
     found[stage] = [
       marks({k: v[s] for k, v in seen.items()}, part, task, told[s]) for s in range(c.seeds)
     ]
-  path.write_text(json.dumps(found))
+  atomic.write_json(path, found)
   return found

@@ -3,20 +3,15 @@
 A new world is one file in this folder that defines `make(*, ...) -> World`.
 """
 
-import importlib
-import inspect
-import pkgutil
-
 from grpo_jax.envs.world import World
-from grpo_jax.lookup import check_keys, unknown
+from grpo_jax.lookup import make, modules
 
 _NOT_WORLDS = ("world", "control")
 
 
 def names() -> list[str]:
   """All worlds: the modules of this folder."""
-  found = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
-  return sorted(n for n in found if n not in _NOT_WORLDS and not n.startswith("_"))
+  return modules(__path__, without=_NOT_WORLDS)
 
 
 def get(name: str, **kwargs) -> World:
@@ -24,9 +19,4 @@ def get(name: str, **kwargs) -> World:
 
   Raises UserError for an unknown name or parameter.
   """
-  module = str(name).replace("-", "_")
-  if module not in names():
-    raise unknown("world", name, names())
-  make = importlib.import_module(f"{__name__}.{module}").make
-  check_keys(f"world.{module}", kwargs, inspect.signature(make).parameters)
-  return make(**kwargs)
+  return make("world", __name__, names(), name, kwargs)

@@ -21,33 +21,25 @@ are left out, and a row that `skip` leaves nothing of counts nowhere.
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.core import surrogates, units, weights
 from grpo_jax.errors import UserError
-from grpo_jax.types import Credit, Fixed, Method
+from grpo_jax.methods.base import sft
+from grpo_jax.types import Method
 
 
 def make(*, skip: int = 0, aggregate: str = "rollout_sum") -> Method:
   """skip: prefixes left out at the short end. aggregate: core/weights.py; "rollout_mean" divides
   each task's sum by its prefixes, which frees the learning rate from H."""
-  weights.check(aggregate)
+  base = sft.make(aggregate=aggregate)
   if skip < 0:
     raise UserError(f"skip={skip}: must be 0 (the paper), 1 (the released code) or more")
 
   def credit(state, rollouts, batch):
-    kept = batch.replace(mask=later(batch, skip))
-    adv = rollouts.alive.astype(batch.mask.dtype)
-    return Credit(
-      adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, kept, rollouts)
-    )
-
-  def loss(fwd, batch, credit):
-    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
-    return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight)}
+    return base.credit(state, rollouts, batch.replace(mask=later(batch, skip)))
 
   return Method(
     credit=credit,
-    loss=loss,
-    plan=Fixed(),
+    loss=base.loss,
+    plan=base.plan,
     reduces_to=("sft", {"aggregate": "rollout_sum"}, {}),
   )
 

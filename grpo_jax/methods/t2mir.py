@@ -14,32 +14,22 @@ is an exponential average of the task gate, updated after every optimizer step
 (models/moe.py: update_key_gate); it gets no gradient.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import surrogates, units, weights
 from grpo_jax.errors import UserError
-from grpo_jax.types import Credit, Fixed, Method
+from grpo_jax.methods.base import sft
+from grpo_jax.types import Method
 
 
 def make(
   *, balance: float = 0.01, contrast: float = 0.001, aggregate: str = "token_mean"
 ) -> Method:
   """Defaults of T2MIR-DPT on Darkroom; T2MIR-AD has balance=0.1, contrast=0.01."""
-  weights.check(aggregate)
+  base = sft.make(aggregate=aggregate)
   for name, value in (("balance", balance), ("contrast", contrast)):
     if value < 0:
       raise UserError(f"{name}={value}: must be at least 0")
 
-  def credit(state, rollouts, batch):
-    adv = rollouts.alive.astype(batch.mask.dtype)
-    return Credit(
-      adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
-    )
-
   def loss(fwd, batch, credit):
-    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
-    total = jnp.sum(credit.weight * term)
-    metrics = {"weight": jnp.sum(credit.weight)}
+    total, metrics = base.loss(fwd, batch, credit)
     for name, coefficient in (("balance", balance), ("contrast", contrast)):
       if name in fwd.aux:
         total = total + coefficient * fwd.aux[name]
@@ -47,8 +37,8 @@ def make(
     return total, metrics
 
   return Method(
-    credit=credit,
+    credit=base.credit,
     loss=loss,
-    plan=Fixed(),
+    plan=base.plan,
     reduces_to=("sft", {"aggregate": "token_mean"}, {}),
   )

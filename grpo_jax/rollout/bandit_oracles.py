@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.envs.contextual import linear_bandit
 from grpo_jax.envs.contextual.family import Family
-from grpo_jax.rollout.in_context import lost
 from grpo_jax.tabular import bandits
 from grpo_jax.tabular.posterior import best_arm_bernoulli
 
@@ -81,7 +80,7 @@ def offline(
 
   def one(rule, task, state, counts, key):
     actions = rule(counts, key)
-    return jax.vmap(lambda a: lost(family, task, state, a))(actions)
+    return jax.vmap(lambda a: family.lost(task, state, a))(actions)
 
   return {
     name: jax.vmap(lambda t, s, c, k, rule=rule: one(rule, t, s, c, k))(tasks, states, counts, keys)
@@ -101,8 +100,3 @@ def posterior(family: Family, params: dict, data: Transitions) -> Float[Array, "
   if not known or params.get("means", "uniform") != "uniform":
     return None
   return jax.lax.map(lambda c: best_arm_bernoulli(c, points=1024), tallies(family, data))
-
-
-def regret(suboptimality: Float[Array, "B T"]) -> Float[Array, " T"]:
-  """Cumulative, mean over tasks."""
-  return jnp.mean(jnp.cumsum(suboptimality, axis=1), axis=0)

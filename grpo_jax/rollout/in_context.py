@@ -60,12 +60,30 @@ def choose(family, output: Float[Array, "B A"], key: Array, greedy: bool = False
   return jax.random.categorical(key, output).astype(jnp.int32)
 
 
-def lost(family, task, state, action) -> Float[Array, ""]:
-  """Expected reward of the optimal action minus that of this one, at one step of one task."""
-  return family.mean(task, state, family.label(task, state)) - family.mean(task, state, action)
-
-
 # ---- online --------------------------------------------------------------------------------------
+
+
+def check_pulls(layout: Layout, steps: int) -> None:
+  """Raises UserError, one line, for what `pull` cannot play."""
+  family = layout.family
+  if family.states != 1:
+    raise UserError(f"family={family.name}: has several states; play episodes instead of pulls")
+  if layout.kind != "transition":
+    raise UserError(f"tokens={layout.kind!r}: {family.name} is read with tokens='transition'")
+  if steps > layout.steps:
+    raise UserError(f"eval.steps={steps}: the context has room for {layout.steps}; lower it")
+
+
+def check_episodes(layout: Layout) -> None:
+  """Raises UserError, one line, for what `play` cannot play."""
+  family = layout.family
+  if layout.kind == "history":
+    raise UserError("tokens='history': no frozen context to play with; use transition or split")
+  if layout.steps % family.horizon:
+    raise UserError(
+      f"data.steps={layout.steps}: must be a multiple of the horizon of {family.name}, "
+      f"{family.horizon}"
+    )
 
 
 def pull(
@@ -75,11 +93,8 @@ def pull(
 
   Raises UserError for a family with several states, tokens of another kind and too many steps.
   """
+  check_pulls(layout, steps)
   family = layout.family
-  if family.states != 1 or layout.kind != "transition":
-    raise UserError(f"family={family.name}: pull wants one state and tokens='transition'")
-  if steps > layout.steps:
-    raise UserError(f"steps={steps}: the context has room for {layout.steps} transitions")
   count = jax.tree.leaves(tasks)[0].shape[0]
   first, rest = jax.random.split(key)
   state = jax.vmap(family.start)(tasks, jax.random.split(first, count))
@@ -97,7 +112,7 @@ def pull(
     now = Pulls(
       action=action,
       reward=reward,
-      suboptimality=jax.vmap(lambda t, s, a: lost(family, t, s, a))(tasks, state, action),
+      suboptimality=jax.vmap(family.lost)(tasks, state, action),
       entropy=-jnp.sum(jnp.exp(logp) * logp, axis=-1),
     )
     data = Transitions(
@@ -128,15 +143,8 @@ def play(
   data: a context [B, n] to begin with; None: an empty one. Raises UserError where the context does
   not hold a whole number of episodes.
   """
+  check_episodes(layout)
   family, room = layout.family, layout.steps
-  if layout.kind == "history":
-    raise UserError(
-      "tokens='history': a history has no frozen context; playing one is not built yet"
-    )
-  if room % family.horizon:
-    raise UserError(
-      f"data.steps={room}: must be a multiple of the horizon of {family.name}, {family.horizon}"
-    )
   count = jax.tree.leaves(tasks)[0].shape[0]
   nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), empty(family, 0))
   context = nothing if data is None else data
@@ -212,5 +220,5 @@ def offline(
   query = jax.vmap(family.observe)(states)
   output = answers(layout, config, params, query, data)
   action = choose(family, output, jax.random.key(0), greedy=True)
-  each = jax.vmap(lambda t, s, a: lost(family, t, s, a), in_axes=(None, None, 0))
+  each = jax.vmap(family.lost, in_axes=(None, None, 0))
   return jax.vmap(each)(tasks, states, action)

@@ -6,7 +6,6 @@ one before.
 """
 
 import json
-import os
 import warnings
 import zlib
 from pathlib import Path
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from grpo_jax import sharding
 from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 
 class Checkpoints:
@@ -45,7 +45,7 @@ class Checkpoints:
     self.manager.save(step, args=args)
     self.manager.wait_until_finished()
     if jax.process_index() == 0:
-      _write_json(self._manifest(step), _sums(self.folder / str(step)))
+      atomic.write_json(self._manifest(step), _sums(self.folder / str(step)))
       for old in self.folder.glob("*.manifest.json"):
         if int(old.name.split(".")[0]) not in self.steps():
           old.unlink()
@@ -138,12 +138,3 @@ def _sums(folder: Path) -> dict[str, list[int]]:
         crc = zlib.crc32(block, crc)
     out[str(path.relative_to(folder))] = [path.stat().st_size, crc]
   return out
-
-
-def _write_json(path: Path, value: Any) -> None:
-  temporary = path.with_suffix(".tmp")
-  with open(temporary, "w") as file:
-    json.dump(value, file)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)

@@ -112,8 +112,7 @@ def make_run(
       live, steps = collect(state.params, live, draw)
       rollouts, batch = assemble(config, state.params, steps)
       if wants_old(method, cut):
-        scored = with_old(batch, forward(state.params, batch))
-        batch = scored.replace(extra={**batch.extra, **scored.extra})
+        batch = with_old(batch, forward(state.params, batch))
       credit = method.credit(state.method_state, rollouts, batch)
       batch = batch.replace(extra={**batch.extra, "credit": credit})
       state, metrics, _ = update(state, rollouts, batch, shuffle)

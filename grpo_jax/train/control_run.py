@@ -10,7 +10,6 @@ ended is only read.
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -23,8 +22,7 @@ from grpo_jax.envs import control as envs
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import check_keys
 from grpo_jax.models.mlp import MLPConfig
-from grpo_jax.train import control
-from grpo_jax.train.folder import check_folder, save_config
+from grpo_jax.train import control, folder
 from grpo_jax.train.fused import over_seeds
 from grpo_jax.train.metrics import MetricsWriter
 
@@ -32,13 +30,11 @@ from grpo_jax.train.metrics import MetricsWriter
 def run(c, workdir: Path, say=print) -> dict:
   """Trains `c.seeds` agents on `c.env`, from seed `c.seed` on. UserError for a bad config."""
   env, plan, program = prepare(c)
-  check_folder(c, workdir)
-  if (workdir / "final.json").exists():
-    final = json.loads((workdir / "final.json").read_text())
-    say(f"{workdir}: finished already; use another --workdir to run it again")
-    print("final: " + json.dumps(final), flush=True)
+  folder.check_folder(c, workdir)
+  if (final := folder.final_of(workdir)) is not None:
+    folder.say_again(workdir, final, "use another --workdir to run it again")
     return final
-  save_config(c, workdir)
+  folder.save_config(c, workdir)
   args = c.seed + jnp.arange(c.seeds), jnp.full((c.seeds,), plan.lr)
   begun = time.monotonic()
   compiled = over_seeds(program).lower(*args).compile()

@@ -1,11 +1,11 @@
 """The folder of a run: whose it is, and whether a config may go on in it."""
 
 import json
-import os
 from pathlib import Path
 
 from grpo_jax import sharding
 from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 # A run may go on with these changed: they do not change what it computes.
 FREE = ("checkpoint", "export", "log", "mesh", "reward.workers", "steps")
@@ -69,17 +69,26 @@ def check_steps(c, done: int) -> None:
     raise UserError(f"steps={c.steps}: this run has made {done} already; give at least {done}")
 
 
+def final_of(workdir: Path, steps: int | None = None) -> dict | None:
+  """final.json of a run that has ended, with `steps` only if after so many; else None."""
+  try:
+    final = json.loads((workdir / "final.json").read_text())
+  except (OSError, ValueError):
+    return None
+  return final if steps is None or final.get("steps") == steps else None
+
+
+def say_again(workdir: Path, final: dict, fix: str) -> None:
+  """The last line of a run that had ended, and what makes it go on."""
+  print(f"{workdir}: finished already; {fix}", flush=True)
+  print("final: " + json.dumps(final), flush=True)
+
+
 def save_config(c, workdir: Path) -> None:
   """config.json, after `check_folder`."""
   check_folder(c, workdir)
 
-  def write():
-    path = workdir / "config.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_plain(c), indent=2) + "\n")
-    os.replace(temporary, path)
-
-  sharding.from_first(write)
+  sharding.from_first(lambda: atomic.write_json(workdir / "config.json", _plain(c), indent=2))
 
 
 def _plain(c) -> dict:

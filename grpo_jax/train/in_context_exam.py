@@ -51,19 +51,12 @@ def is_bandit(layout: Layout) -> bool:
 
 def check(layout: Layout, size: Size) -> None:
   """Raises UserError for an exam that the family or the tokens do not allow."""
-  family = layout.family
   if is_bandit(layout):
-    if layout.kind != "transition":
-      raise UserError(f"tokens={layout.kind!r}: {family.name} is read with tokens='transition'")
-    if size.steps > layout.steps:
-      raise UserError(f"eval.steps={size.steps}: the context holds {layout.steps}; lower it")
+    in_context.check_pulls(layout, size.steps)
   elif layout.kind == "history":
     in_context_history.check(layout)
-  elif layout.steps % family.horizon:
-    raise UserError(
-      f"data.steps={layout.steps}: must be a multiple of the horizon of {family.name}, "
-      f"{family.horizon}"
-    )
+  else:
+    in_context.check_episodes(layout)
 
 
 def make(

@@ -19,7 +19,7 @@ from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
 from grpo_jax.models.moe import MoEConfig, dense_of
 from grpo_jax.rollout.transition_tokens import Layout
-from grpo_jax.train import folder, in_context_histories, in_context_page
+from grpo_jax.train import atomic, folder, in_context_histories, in_context_page
 from grpo_jax.train import in_context as program
 from grpo_jax.train import in_context_exam as exams
 from grpo_jax.train.checkpoint import Checkpoints
@@ -35,7 +35,9 @@ def run(c, workdir: Path, say=print) -> dict:
   start = time.monotonic()
   layout, method, config, plan = build(c)
   folder.check_folder(c, workdir)
-  if (final := _finished(c, workdir)) is not None:
+  if (final := folder.final_of(workdir, c.steps)) is not None:
+    in_context_page.write(workdir)
+    folder.say_again(workdir, final, f"raise steps={c.steps} to go on")
     return final
   train, heldout = sources(c, layout)
   made = program.make_program(layout, method, config, plan, train)
@@ -185,7 +187,8 @@ class Examiner:
     self.folder.mkdir(parents=True, exist_ok=True)
     means = jax.tree.map(lambda x: np.mean(x, axis=0).tolist(), self.oracles)
     totals = {k: np.sum(v, axis=1).tolist() for k, v in self.oracles["online"].items()}
-    _write(workdir / "oracles.json", means | {"best": self.best, "regret_by_task": totals})
+    means |= {"best": self.best, "regret_by_task": totals}
+    atomic.write_json(workdir / "oracles.json", means)
 
   def __call__(self, step: int, seeds, state) -> dict[str, float]:
     marks = {k: np.asarray(v) for k, v in self.evaluate(seeds, state.params).items()}
@@ -194,7 +197,7 @@ class Examiner:
     kept = {"step": step, "curves": {k: v.tolist() for k, v in curves.items()}, "numbers": numbers}
     if "online" in marks:
       kept["regret_by_task"] = np.sum(marks["online"], axis=2).tolist()
-    _write(self.folder / f"step_{step:06d}.json", kept)
+    atomic.write_json(self.folder / f"step_{step:06d}.json", kept)
     return {f"eval_{k}": float(np.mean(v)) for k, v in numbers.items()}
 
   def forget_after(self, step: int) -> None:
@@ -236,23 +239,3 @@ def _mark(writer: MetricsWriter, say, step: int, marks: dict[str, float]) -> Non
   writer.write(step, marks, kind="eval")
   shown = "  ".join(f"{k.removeprefix('eval_')} {v:.4g}" for k, v in marks.items())
   say(f"step {step}: {shown}")
-
-
-def _finished(c, workdir: Path) -> dict | None:
-  """final.json of a run that has made all its steps, printed once more; else None."""
-  try:
-    final = json.loads((workdir / "final.json").read_text())
-  except (OSError, ValueError):
-    return None
-  if final.get("steps") != c.steps:
-    return None
-  in_context_page.write(workdir)
-  print(f"{workdir}: finished already; raise steps={c.steps} to go on", flush=True)
-  print("final: " + json.dumps(final), flush=True)
-  return final
-
-
-def _write(path: Path, value) -> None:
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(value))
-  temporary.replace(path)

@@ -6,22 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-COLOURS = ("#2266b3", "#c25a12", "#0f7f68", "#8348ad", "#9a7400", "#b03060")
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fafaf7;margin:0 auto;max-width:1080px
-;padding:24px}h1{font-size:24px}table{border-collapse:collapse}td{padding:3px 16px 3px 0;
-border-bottom:1px solid #e3e3de}.grid{display:grid;gap:18px;
-grid-template-columns:repeat(auto-fill,minmax(400px,1fr))}
-figure{margin:0;background:#fff;border:1px solid #e3e3de;border-radius:6px;padding:10px}
-figcaption{font-size:13px;color:#445}svg text{font:11px system-ui,sans-serif;fill:#667}
-pre{white-space:pre-wrap;font-size:12px}
-"""
+from grpo_jax.train import atomic
+from grpo_jax.train.page_style import COLOURS, STYLE
 
 
 def write(workdir: Path) -> Path:
   """Raises OSError where the folder cannot be written."""
   path = workdir / "report.html"
-  path.write_text(render(workdir), encoding="utf-8")
+  atomic.write(path, render(workdir))
   return path
 
 

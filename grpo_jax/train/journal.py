@@ -14,7 +14,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.rollout.collect import Collected
 from grpo_jax.rollout.evaluate import Evaluation
 from grpo_jax.rollout.pack import unpack
-from grpo_jax.train import report, rollout_log
+from grpo_jax.train import atomic, folder, report, rollout_log
 from grpo_jax.train.metrics import MetricsWriter, paired_gain, read_metrics
 
 
@@ -44,9 +44,8 @@ class Evaluations:
 
   def write(self, step: int, result: Evaluation) -> None:
     self.folder.mkdir(exist_ok=True)
-    temporary = self._path(step).with_suffix(".tmp")
-    temporary.write_text(json.dumps({"correct": result.correct, "metrics": result.metrics}))
-    temporary.replace(self._path(step))
+    kept = {"correct": result.correct, "metrics": result.metrics}
+    atomic.write_json(self._path(step), kept)
 
 
 class Journal:
@@ -115,7 +114,7 @@ class Journal:
         f"{final['problems']} problems: {final['gain']:+.1%}, 95% interval "
         f"[{final['gain_low']:+.1%}, {final['gain_high']:+.1%}]"
       )
-    final = _final(self.workdir, self.c.steps) or final  # a run that had ended: as it was
+    final = folder.final_of(self.workdir, self.c.steps) or final  # a run that had ended: as it was
     if self.writer is not None:
       self.writer.finish(final)
       self.report()
@@ -130,19 +129,10 @@ class Journal:
 def finished(c, workdir: Path) -> dict | None:
   """final.json of a run that has made all its steps, printed once more; else None."""
   exported = not c.export or Path(c.export).exists()
-  final = sharding.from_first(lambda: _final(workdir, c.steps) if exported else None)
+  final = sharding.from_first(lambda: folder.final_of(workdir, c.steps) if exported else None)
   if final is not None and jax.process_index() == 0:
-    print(f"{workdir}: finished already; raise steps={c.steps} to go on", flush=True)
-    print("final: " + json.dumps(final), flush=True)
+    folder.say_again(workdir, final, f"raise steps={c.steps} to go on")
   return final
-
-
-def _final(workdir: Path, steps: int) -> dict | None:
-  try:
-    final = json.loads((workdir / "final.json").read_text())
-  except (OSError, ValueError):
-    return None
-  return final if final.get("steps") == steps else None
 
 
 def outcome(before: Evaluation, after: Evaluation) -> dict:

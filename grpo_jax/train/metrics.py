@@ -10,7 +10,6 @@ eval_truncated. Any other name is kept and plotted too.
 
 import json
 import math
-import os
 import shutil
 import statistics
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 Z95 = 1.959964  # two-sided 95% point of the normal distribution
 # Shown by `progress`: (metric, template), the most useful first; a narrow terminal loses the last.
@@ -94,7 +94,7 @@ class MetricsWriter:
     if not self.path.exists():
       return
     keep = [line for line, row in _lines(self.path) if row["step"] <= step]
-    _replace(self.path, "".join(line + "\n" for line in keep))
+    atomic.write(self.path, "".join(line + "\n" for line in keep))
 
   def progress(self, step: int, metrics: Mapping[str, Any]) -> str:
     """Shows one line for the step and returns it: rewritten in place on a terminal, cut to its
@@ -132,7 +132,7 @@ class MetricsWriter:
     self.close()
     clean = {k: _number(k, v) if _is_number(v) else v for k, v in final.items()}
     text = json.dumps(clean, allow_nan=False)
-    _replace(self.workdir / "final.json", text + "\n")
+    atomic.write(self.workdir / "final.json", text + "\n")
     print("final: " + text, flush=True)
 
   def close(self) -> None:
@@ -274,15 +274,6 @@ def _lines(path: Path) -> list[tuple[str, dict]]:
       raise UserError(f"{path}, line {i + 1}: not a row of metrics; remove that line") from None
     out.append((text, row))
   return out
-
-
-def _replace(path: Path, text: str) -> None:
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def _fit(parts: list[str], last: str, width: int) -> str:

@@ -10,13 +10,12 @@ import hashlib
 import html
 import json
 import math
-import os
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.train import report_data
+from grpo_jax.train import atomic, report_data
 from grpo_jax.train.metrics import duration
 
 
@@ -27,10 +26,7 @@ def write_report(workdir) -> Path:
   that does not exist and for a file that cannot be read.
   """
   path = Path(workdir) / "report.html"
-  page = render(report_data.load(workdir))
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(page, encoding="utf-8", errors="replace")
-  os.replace(temporary, path)
+  atomic.write(path, render(report_data.load(workdir)))
   return path
 
 

@@ -8,7 +8,6 @@ whole. Numbers keep four digits; NaN and infinity are null.
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 TEXT_LIMIT = 4000  # characters of a prompt or completion that are kept
 PER_TOKEN = ("logp", "entropy", "ratio", "adv")
@@ -95,12 +95,9 @@ def write_rollouts(workdir, step: int, groups: Sequence[Mapping[str, Any]], limi
   folder = Path(workdir) / "rollouts"
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"step_{int(step):06d}.jsonl"
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "w", encoding="utf-8", errors="replace") as file:
-    for group in groups[:limit]:
-      row = {"step": int(step), **group}
-      file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-  os.replace(temporary, path)
+  rows = ({"step": int(step), **group} for group in groups[:limit])
+  text = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+  atomic.write(path, "".join(text))
   return path
 
 

@@ -44,7 +44,7 @@ def wants_old(method: Method, cut: Cut) -> bool:
 def with_old(batch: Batch, old: Fwd) -> Batch:
   """The batch with what the policy that sampled it says of its tokens."""
   values = {} if old.value is None else {"value": old.value}
-  return batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra=values)
+  return batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra={**batch.extra, **values})
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, method: Method, num_prompts: int):

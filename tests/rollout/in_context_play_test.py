@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused_in_one_line():
   with pytest.raises(UserError, match="steps=7: the context has room for 6"):
     in_context.pull(layout, config, params, tasks, key, 7)
   room = Layout(ROOM, 3)
-  with pytest.raises(UserError, match="pull wants one state"):
+  with pytest.raises(UserError, match="has several states"):
     in_context.pull(room, config, params, tasks, key, 2)
   with pytest.raises(UserError, match="data.steps=3: must be a multiple of the horizon"):
     in_context.play(room, config, params, ROOM.heldout, key, 1)

@@ -3,20 +3,15 @@
 A new family is one file in this folder that defines `make(*, ...) -> Family`.
 """
 
-import importlib
-import inspect
-import pkgutil
-
 from grpo_jax.envs.contextual.family import Family
-from grpo_jax.lookup import check_keys, unknown
+from grpo_jax.lookup import make, modules
 
 _NOT_FAMILIES = ("family",)
 
 
 def names() -> list[str]:
   """All families: the modules of this folder."""
-  found = (m.name for m in pkgutil.iter_modules(__path__))
-  return sorted(n for n in found if n not in _NOT_FAMILIES and not n.startswith("_"))
+  return modules(__path__, without=_NOT_FAMILIES)
 
 
 def get(name: str, **kwargs) -> Family:
@@ -24,9 +19,4 @@ def get(name: str, **kwargs) -> Family:
 
   Raises UserError for an unknown name or parameter.
   """
-  module = str(name).replace("-", "_")
-  if module not in names():
-    raise unknown("family", name, names())
-  make = importlib.import_module(f"{__name__}.{module}").make
-  check_keys(f"family.{module}", kwargs, inspect.signature(make).parameters)
-  return make(**kwargs)
+  return make("family", __name__, names(), name, kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from grpo_jax.core.transitions import Transitions
 
@@ -58,6 +58,10 @@ class Family:
   continuous: bool = False
   states: int | None = None
   index: Callable[[Any], Array] | None = None
+
+  def lost(self, task, state, action) -> Float[Array, ""]:
+    """Suboptimality of one step: expected reward of the optimal action minus that of this one."""
+    return self.mean(task, state, self.label(task, state)) - self.mean(task, state, action)
 
 
 def split(count: int, share: float = 0.8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,59 @@
+"""Bandits in words for SmolLM2-135M (EVOLvE, card 26): `python -m experiments.evolve_bandits`.
+
+`:debug` has every part of a run, in under a minute of two cores once the model is loaded.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> Any:
+  c: Any = ConfigDict()
+  c.seed = 0
+  c.model = "smollm2"
+  c.data = ConfigDict(
+    {
+      "scenario": "buttons",  # or videos, clothes, ads: grpo_jax/data/verbal_bandits.py
+      "arms": 5,
+      "gap": 0.5,  # between the best arm's mean and the others'
+      "steps": 30,
+    }
+  )
+  c.eval = ConfigDict({"games": 24, "greedy": False})
+  c.shots = ConfigDict({"skip": 2, "every": 2, "count": 5})  # of the oracle's trajectory
+  c.oft = ConfigDict({"steps": 40, "games": 16, "micro": 1, "lr": 1e-4, "warmup": 4})
+  c.grpo = ConfigDict({"steps": 16, "tasks": 4, "group": 8, "micro": 2, "lr": 2e-5, "warmup": 1})
+  c.optimizer = ConfigDict(
+    {
+      "name": "adamw",
+      "schedule": "linear",
+      "b1": 0.9,
+      "b2": 0.99,
+      "eps": 1e-8,
+      "weight_decay": 0.0,
+      "clip_norm": 1.0,
+    }
+  )
+  c.conditions = (
+    "ucb",
+    "thompson",
+    "greedy",
+    "uniform",
+    "base_rh",
+    "base_sh",
+    "guided_ag",
+    "few_shot_sh",
+    "oft",
+    "oft_grpo",
+  )
+  c.lock()
+  if common.check_variant(variant):
+    c.data.update(arms=3, steps=4)
+    c.eval.games = 4  # as many as GRPO plays: one program
+    c.shots.update(skip=1, every=1, count=2)
+    c.oft.update(steps=2, games=2)
+    c.grpo.update(steps=1, tasks=2, group=2)
+  return c

@@ -1,0 +1,1 @@
+"""The evidence for EVOLvE: `python -m experiments.evolve_bandits`."""

@@ -1,0 +1,42 @@
+"""What EVOLvE says, as statements on the regrets of single games, all on the same tasks and luck.
+
+Written before any model had played. The paper's models have a thousand times our parameters; that
+the untrained ones of its table gain from a summary, guidance and examples is tested for ours as is.
+"""
+
+import numpy as np
+
+from experiments.statements import Statement, more, not_less
+from grpo_jax.rollout.verbal_bandits import Games
+
+CLAIM = (
+  "Summaries, an algorithm's guidance and examples each lower the regret of an untrained language "
+  "model on bandits; imitation of UCB's games brings it near UCB's own; reinforcement of the "
+  "regret lowers it further."
+)
+NOTES = (
+  "SmolLM2-135M-Instruct, plain text prompts, arms scored by the log-probability of their names "
+  "and sampled; one configuration (Bernoulli, gap 0.5, 5 arms), a horizon of 30 in place of 300, "
+  "rewards of the same luck for all players. Trained on raw histories, which the paper found best "
+  "for imitation. Regret is of expected rewards. That GRPO lowers it further is the method card's "
+  "question, not the paper's claim."
+)
+FACTOR = 1.5
+
+
+def statements(games: dict[str, Games]) -> list[Statement]:
+  """Those whose conditions were played."""
+  r = {name: g.lost.sum(axis=1) for name, g in games.items()}
+  said = (
+    ("base_rh", "base_sh", lambda x, y: more("raw history's regret > summary's", x, y)),
+    ("base_rh", "guided_ag", lambda x, y: more("raw history's regret > guided's", x, y)),
+    ("base_sh", "few_shot_sh", lambda x, y: more("summary's regret > that with examples", x, y)),
+    ("base_rh", "oft", lambda x, y: more("raw history's regret > that after imitation", x, y)),
+    ("ucb", "oft", lambda x, y: not_less("1.5 x UCB's regret >= imitation's", FACTOR * x, y, 0)),
+    ("oft", "oft_grpo", lambda x, y: more("imitation's regret > that after GRPO", x, y)),
+  )
+  return [make(r[a], r[b]) for a, b, make in said if a in r and b in r]
+
+
+def horizon(games: dict[str, Games]) -> int:
+  return np.asarray(next(iter(games.values())).lost).shape[1]
