@@ -40,7 +40,7 @@ def get_config(variant: str = ""):
   c = dpt.base()
   c.method = "t2mir"
   c.data = {"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20}
-  c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1500
+  c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1000
   c.model.update(hidden=32, layers=3, heads=4)
   c.moe.update({"hidden": 64, "hard": not darkroom} | ARMS[arm])
   c.optimizer.update(lr=2e-3, warmup=100, clip_norm=1.0)
