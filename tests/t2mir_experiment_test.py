@@ -1,4 +1,4 @@
-"""T2MIR's evidence: measures of routing against loops, parameters counted by hand, the statements."""
+"""T2MIR's evidence: measures of routing against loops, parameters counted by hand, statements."""
 
 import itertools
 import json

@@ -126,7 +126,9 @@ def watch(layout, config, params, source=None) -> dict:
   x = jax.vmap(layout.encode)(jax.vmap(family.observe)(states), data)
   routes = model.apply(config, params, x, position=jnp.asarray(layout.position)).routes
   keep = ("token_gate", "task_gate", "q")
-  return {k: routes[k][0] for k in keep if k in routes} | {"told": jnp.any(data.reward != 0, axis=1)}
+  return {k: routes[k][0] for k in keep if k in routes} | {
+    "told": jnp.any(data.reward != 0, axis=1)
+  }
 
 
 def measure(c, workdir: Path) -> dict:

@@ -79,15 +79,17 @@ def make(family: Family, tasks: Any, plan: Plan, key: Array) -> Histories:
   tasks = jax.tree.map(jnp.asarray, tasks)
   count = jax.tree.leaves(tasks)[0].shape[0]
   keys = jax.random.split(key, (count, plan.learners))
-  learn = lambda task, key: q_learning.learn(
-    family,
-    task,
-    key,
-    episodes=plan.episodes,
-    rate=plan.rate,
-    gamma=plan.gamma,
-    epsilon=plan.epsilon,
-  ).steps
+  learn = lambda task, key: (
+    q_learning.learn(
+      family,
+      task,
+      key,
+      episodes=plan.episodes,
+      rate=plan.rate,
+      gamma=plan.gamma,
+      epsilon=plan.epsilon,
+    ).steps
+  )
   steps = jax.jit(jax.vmap(jax.vmap(learn, (None, 0))))(tasks, keys)
   return jax.tree.map(np.asarray, Histories(tasks=named(tasks), steps=steps))
 
