@@ -1,14 +1,20 @@
-"""T2MIR-DPT (card 04): token-wise and task-wise experts in an in-context learner of Darkroom.
+"""T2MIR (card 04): token-wise and task-wise experts in an in-context learner.
 
-  python -m experiments.train --config=configs/t2mir.py                all of it
+  python -m experiments.train --config=configs/t2mir.py                all of it: T2MIR-DPT
   python -m experiments.train --config=configs/t2mir.py:no_contrast    without the contrastive loss
   python -m experiments.train --config=configs/t2mir.py:token          token-wise experts alone
   python -m experiments.train --config=configs/t2mir.py:task           task-wise experts alone
   python -m experiments.train --config=configs/t2mir.py:dense          one layer of the same size
+  python -m experiments.train --config=configs/t2mir.py:darkroom       also darkroom,token and so on
+  python -m experiments.train --config=configs/t2mir.py:ad             T2MIR-AD on Darkroom
+  python -m experiments.train --config=configs/t2mir.py:ad,dense       Algorithm Distillation
   python -m experiments.train --config=configs/t2mir.py:debug          under a minute
 
-The arms differ in the last layer's feed-forward part and its losses only. `:paper` has the sizes of
-the released configs where the card names them.
+The task is Point-Robot; `python -m experiments.t2mir` compares the arms there. On Darkroom contexts
+are windows of learning histories of tabular Q-learning on the training goals; DPT's label is the
+optimal action at a query state, AD's the learner's next action. Histories from a folder
+(data/tfds_history_source.py): --config.data.histories.path=DIR. `:paper` (also `darkroom,paper`,
+`ad,paper`) has the sizes of the released configs where the card names them.
 """
 
 from configs import common, dpt
@@ -22,30 +28,62 @@ ARMS = {
 }
 
 
+DARKROOM = {"family": "darkroom", "n": 7, "horizon": 12, "steps": 24, "start": "center"}
+HISTORIES = {"path": "", "learners": 4, "episodes": 100, "gamma": 0.9}
+
+
 def get_config(variant: str = ""):
-  parts = common.check_variant(variant, (*ARMS, "debug", "paper"))
+  parts = common.check_variant(variant, (*ARMS, "darkroom", "ad", "debug", "paper"))
   arm = next((p for p in parts if p in ARMS), "full")
+  ad = "ad" in parts
+  darkroom = ad or "darkroom" in parts
   c = dpt.base()
   c.method = "t2mir"
-  # Weights of T2MIR-DPT on Darkroom.
-  c.method_args = {"balance": 0.01, "contrast": 0.0 if arm == "no_contrast" else 0.001}
-  c.data = {"family": "darkroom", "n": 7, "horizon": 20, "steps": 40}
-  c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 3000
-  c.model.update(hidden=64, layers=3, heads=4)
-  c.moe.update(ARMS[arm])
-  c.optimizer.update(lr=1e-3, warmup=100, clip_norm=1.0)
-  c.eval.update(greedy=True, episodes=6)
+  c.data = {"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20}
+  c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1000
+  c.model.update(hidden=32, layers=3, heads=4)
+  c.moe.update({"hidden": 64, "hard": not darkroom} | ARMS[arm])
+  c.optimizer.update(lr=2e-3, warmup=100, clip_norm=1.0)
+  c.eval.update(episodes=6)
+  balance, contrast = (0.1, 0.01) if ad else (0.01, 0.001 if darkroom else 0.01)
+  c.method_args = {"balance": balance, "contrast": 0.0 if arm == "no_contrast" else contrast}
+  if darkroom:
+    c.data = DARKROOM | {"histories": HISTORIES}
+  if ad:
+    c.tokens, c.moe.skip = "history", 0  # no query token
+    c.moe.task_experts += 4 if c.moe.task_experts else 0
+    c.data.steps, c.eval.episodes = 48, 12  # four episodes, as in the paper
   if "paper" in parts:
-    c.data.update(n=10, horizon=100, steps=100)
-    c.model.update(hidden=128, layers=4, heads=8, wide=False)
-    c.optimizer.update(lr=3e-4, warmup=10_000)
-    c.steps, c.eval.episodes = 100_000, 40
-    c.eval.every, c.checkpoint.every = 10_000, 10_000
+    _paper(c, darkroom, ad)
   if "debug" in parts:
-    c.steps, c.seeds, c.batch = 4, 2, 4
-    c.data.update(n=3, horizon=4, steps=4)
-    c.model.update(hidden=8, layers=1, heads=2)
-    c.moe.hidden = 8
-    c.eval.update(every=2, episodes=2)
-    c.checkpoint.every, c.log.every = 2, 2
+    _debug(c, darkroom, ad)
+  if arm in ("token", "task"):
+    # One kind alone has the full width d, not d / 2: so a token meets as many weights,
+    # top_k * hidden * (d + d), as with both kinds, 2 * top_k * h * (d + d / 2).
+    c.moe.hidden = c.moe.hidden * 3 // 2
   return c
+
+
+def _paper(c, darkroom: bool, ad: bool) -> None:
+  if darkroom:
+    c.data.update(n=10, horizon=100, steps=400 if ad else 100, start="corner")
+  else:
+    c.data.goals = 50
+  c.model.update(hidden=64 if ad else 128, layers=4 if darkroom else 3, heads=8, wide=False)
+  c.moe.hidden, c.batch = 128 if darkroom else 256, 128 if ad else 32
+  c.optimizer.update(lr=3e-4, warmup=10_000)
+  c.steps, c.eval.episodes = 100_000, 40
+  c.eval.every, c.checkpoint.every = 10_000, 10_000
+
+
+def _debug(c, darkroom: bool, ad: bool) -> None:
+  c.steps, c.seeds, c.batch = 4, 2, 4
+  c.data.update(horizon=4, steps=8 if ad else 4)
+  if darkroom:
+    c.data.n, c.data.histories.episodes = 3, 4
+  else:
+    c.data.goals = 20
+  c.model.update(hidden=8, layers=1, heads=2)
+  c.moe.hidden = 8
+  c.eval.update(every=2, episodes=2)
+  c.checkpoint.every, c.log.every = 2, 2

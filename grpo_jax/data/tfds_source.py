@@ -21,7 +21,8 @@ from grpo_jax.lookup import unknown
 _OURS = {"id", "prompt", "question", "answer_json", "meta"}
 
 
-def _tfds():
+def tensorflow_datasets():
+  """The package, without its progress bar; UserError where it is missing."""
   try:
     import tensorflow_datasets as tfds
   except ImportError as e:
@@ -58,7 +59,7 @@ def write(data_dir: str, splits: Mapping[str, Sequence[Problem]]) -> str:
   for rows in splits.values():
     for p in rows:
       _check_meta(p)
-  _tfds()
+  tensorflow_datasets()
   from grpo_jax.data.tfds_prompts.tfds_prompts_dataset_builder import Builder
 
   builder = Builder(splits=splits, data_dir=str(data_dir), file_format="array_record")
@@ -69,8 +70,9 @@ def write(data_dir: str, splits: Mapping[str, Sequence[Problem]]) -> str:
   return str(builder.data_path)
 
 
-def _builder(path: str):
-  tfds = _tfds()
+def opened(path: str) -> Any:
+  """The builder of a prepared data set. UserError for another folder."""
+  tfds = tensorflow_datasets()
   if not (pathlib.Path(path) / "dataset_info.json").is_file():
     raise UserError(
       f"data.path: {path!r} is no prepared tfds data set (no dataset_info.json); "
@@ -80,7 +82,7 @@ def _builder(path: str):
 
 
 def split_names(path: str) -> list[str]:
-  return sorted(_builder(path).info.splits)
+  return sorted(opened(path).info.splits)
 
 
 def read(
@@ -93,7 +95,7 @@ def read(
   """All problems of a split, in the order they were written (foreign data sets: as stored)."""
   import grain
 
-  builder: Any = _builder(path)
+  builder: Any = opened(path)
   if split not in builder.info.splits:
     raise unknown("data.split", split, builder.info.splits)
   stored = builder.as_data_source(split)

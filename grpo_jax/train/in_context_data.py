@@ -26,7 +26,8 @@ def draw(
 
   pairs: rows i and i + size / 2 are contexts of one task, drawn independently, and the tasks of
   the first half differ (tasks are compared by value; a task comes twice only where the family has
-  too few). Contexts are shuffled unless the family forbids it or the tokens are a history.
+  too few). Contexts are shuffled unless the family forbids it; those of a source, or read as a
+  history, keep their order.
   `Batch.extra`: x f32[B, L, W], and label f32[B, L, A] of continuous families.
   """
   family = layout.family
@@ -37,7 +38,7 @@ def draw(
   else:
     tasks = jax.vmap(family.task)(jax.random.split(kinds[0], size))
   data = contexts(family, tasks, jax.random.split(kinds[1], size), layout.steps, source)
-  if family.shuffle and layout.kind != "history":
+  if family.shuffle and source is None and layout.kind != "history":
     data = jax.vmap(shuffled)(data, jax.random.split(kinds[2], size))
   states = jax.vmap(family.query)(tasks, jax.random.split(kinds[3], size))
   x = jax.vmap(layout.encode)(jax.vmap(family.observe)(states), data)

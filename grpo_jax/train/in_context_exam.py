@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.errors import UserError
-from grpo_jax.rollout import bandit_oracles, in_context
+from grpo_jax.rollout import bandit_oracles, in_context, in_context_history
 from grpo_jax.rollout.transition_tokens import Layout
 from grpo_jax.tabular.posterior import total_variation
+from grpo_jax.train.in_context_data import Source, contexts
 
 _KEY = 20_000  # seed of the exam's own random numbers
 
@@ -52,12 +53,17 @@ def check(layout: Layout, size: Size) -> None:
   """Raises UserError for an exam that the family or the tokens do not allow."""
   if is_bandit(layout):
     in_context.check_pulls(layout, size.steps)
+  elif layout.kind == "history":
+    in_context_history.check(layout)
   else:
     in_context.check_episodes(layout)
 
 
-def make(layout: Layout, size: Size, params: dict | None = None) -> Exam:
-  """params: what the family was made with, for the exact posterior; None: without it."""
+def make(
+  layout: Layout, size: Size, params: dict | None = None, source: Source | None = None
+) -> Exam:
+  """params: what the family was made with, for the exact posterior; None: without it. source: of
+  contexts of held-out tasks; None: the family's."""
   family = layout.family
   keys = jax.random.split(jax.random.key(_KEY), 3)
   if family.heldout is None:
@@ -66,7 +72,7 @@ def make(layout: Layout, size: Size, params: dict | None = None) -> Exam:
     tasks = jax.tree.map(jnp.asarray, family.heldout)
   count = jax.tree.leaves(tasks)[0].shape[0]
   each = lambda key: jax.random.split(key, count)
-  data = jax.vmap(lambda t, k: family.behave(t, k, layout.steps))(tasks, each(keys[1]))
+  data = contexts(family, tasks, each(keys[1]), layout.steps, source)
   known = None if params is None else bandit_oracles.posterior(family, params, data)
   states = jax.vmap(family.query)(tasks, each(keys[2]))
   return Exam(tasks, states, data, known, jax.vmap(family.best)(tasks))
@@ -79,7 +85,8 @@ def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str
   it was drawn from, "offline" [B, H + 1] suboptimality of the greedy arm after 0..H transitions,
   and "distance" [B, H + 1], total variation to exact posterior sampling, where that is known.
   Others: "return" [B, E] of online episodes, "right" [B, E] the share of actions that were the
-  family's label, "offline" [B] the return of one greedy episode with a pretraining context.
+  family's label, "offline" [B] the return of one greedy episode with a pretraining context (not of
+  tokens='history', where the model goes on with its own).
   """
   key = jax.random.key(_KEY + 1)
   if not is_bandit(layout):
@@ -100,14 +107,17 @@ def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str
 
 def _episodes(layout, config, params, exam, size, key):
   online, given = jax.random.split(key)
-  greedy = size.greedy
-  played = in_context.play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy)
-  once = in_context.play(layout, config, params, exam.tasks, given, 1, data=exam.data, greedy=True)
-  return {
+  greedy, history = size.greedy, layout.kind == "history"
+  play = in_context_history.play if history else in_context.play
+  played = play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy)
+  marks = {
     "return": jnp.sum(played.reward, axis=2),
     "right": jnp.mean(played.right.astype(jnp.float32), axis=2),
-    "offline": jnp.sum(once.reward, axis=2)[:, 0],
   }
+  if history:
+    return marks
+  once = in_context.play(layout, config, params, exam.tasks, given, 1, data=exam.data, greedy=True)
+  return marks | {"offline": jnp.sum(once.reward, axis=2)[:, 0]}
 
 
 def oracles(layout: Layout, params: dict, exam: Exam, size: Size) -> dict[str, dict[str, Array]]:

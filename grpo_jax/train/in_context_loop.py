@@ -19,11 +19,12 @@ from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
 from grpo_jax.models.moe import MoEConfig, dense_of
 from grpo_jax.rollout.transition_tokens import Layout
-from grpo_jax.train import atomic, folder, in_context_page
+from grpo_jax.train import atomic, folder, in_context_histories, in_context_page
 from grpo_jax.train import in_context as program
 from grpo_jax.train import in_context_exam as exams
 from grpo_jax.train.checkpoint import Checkpoints
 from grpo_jax.train.fused import over_seeds
+from grpo_jax.train.in_context_data import Source
 from grpo_jax.train.metrics import MetricsWriter, duration
 
 WHOLE = ("seeds", "steps", "log.every", "checkpoint.every", "checkpoint.keep", "eval.every")
@@ -38,12 +39,13 @@ def run(c, workdir: Path, say=print) -> dict:
     in_context_page.write(workdir)
     folder.say_again(workdir, final, f"raise steps={c.steps} to go on")
     return final
-  made = program.make_program(layout, method, config, plan)
+  train, heldout = sources(c, layout)
+  made = program.make_program(layout, method, config, plan, train)
   folder.save_config(c, workdir)
   seeds = c.seed + jnp.arange(c.seeds, dtype=jnp.int32)
   state = over_seeds(lambda seed, _: made.init(seed))(seeds, seeds)
   stretch = over_seeds(made.stretch)
-  examine = Examiner(layout, config, plan, c.data.to_dict(), workdir)
+  examine = Examiner(layout, config, plan, family_of(c)[1], workdir, heldout)
 
   checkpoints = Checkpoints(workdir, c.checkpoint.keep, say)
   first = 0
@@ -95,10 +97,8 @@ def build(c):
     group, name = field.split(".")
     if c[group][name] % c.log.every:
       raise UserError(f"{field}={c[group][name]}: must be a multiple of log.every={c.log.every}")
-  params = c.data.to_dict()
-  if "family" not in params:
-    raise UserError(f"data.family: missing; use one of {', '.join(contextual.names())}")
-  family = contextual.get(params.pop("family"), **params)
+  name, params = family_of(c)
+  family = contextual.get(name, **params)
   layout = Layout(family, family.steps, c.tokens)
   size = exams.Size(c.eval.tasks, c.eval.steps, c.eval.episodes, c.eval.greedy)
   exams.check(layout, size)
@@ -134,6 +134,26 @@ def build(c):
   return layout, method, config, plan
 
 
+def family_of(c) -> tuple[str, dict]:
+  """(name, arguments) of data.family. UserError without a name."""
+  params = {k: v for k, v in c.data.to_dict().items() if k != "histories"}
+  if "family" not in params:
+    raise UserError(f"data.family: missing; use one of {', '.join(contextual.names())}")
+  return params.pop("family"), params
+
+
+def sources(c, layout: Layout) -> tuple[Source | None, Source | None]:
+  """Where contexts of training and of held-out tasks come from: learning histories, where
+  `data.histories` names them, else the family (None). UserError as in_context_histories.obtain."""
+  if "histories" not in c.data:
+    if layout.kind == "history":
+      raise UserError("tokens='history': set data.histories, as configs/t2mir.py:ad does")
+    return None, None
+  plan = in_context_histories.plan_of(c.data.histories.to_dict())
+  find = lambda split: in_context_histories.obtain(layout.family, layout.steps, plan, split)
+  return in_context_histories.source(find("train")), in_context_histories.source(find("heldout"))
+
+
 def _moe(m, width: int) -> MoEConfig | None:
   """The experts of the last layer; None without any. `dense`: as many weights as a token meets."""
   if not (m.experts or m.task_experts):
@@ -155,11 +175,10 @@ class Examiner:
   """Marks of all seeds on one exam; exam/step_*.json holds their curves, oracles.json those of the
   oracles. Curves are means over tasks."""
 
-  def __init__(self, layout, config, plan, params: dict, workdir: Path):
-    params = {k: v for k, v in params.items() if k != "family"}
+  def __init__(self, layout, config, plan, params: dict, workdir: Path, source=None):
     self.folder = workdir / "exam"
     self.size = plan.exam
-    self.exam = jax.jit(lambda: exams.make(layout, plan.exam, params))()
+    self.exam = jax.jit(lambda: exams.make(layout, plan.exam, params, source))()
     self.best = float(jnp.mean(self.exam.best))
     found = jax.jit(lambda e: exams.oracles(layout, params, e, plan.exam))(self.exam)
     self.oracles = jax.tree.map(np.asarray, found)
@@ -211,7 +230,8 @@ def summarize(curves: dict[str, np.ndarray]) -> dict[str, list[float]]:
     out["return"] = curves["return"][:, -1]
     out["first_return"] = curves["return"][:, 0]
     out["right"] = curves["right"][:, -1]
-    out["offline"] = curves["offline"]
+    if "offline" in curves:
+      out["offline"] = curves["offline"]
   return {k: [float(x) for x in v] for k, v in out.items()}
 
 

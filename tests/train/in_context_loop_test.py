@@ -274,6 +274,8 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(ran, tmp_path):
 
 SPECS = [f"dpt.py:{v}" for v in (*dpt.DATA, "debug", "paper", "linear,paper", "darkroom,debug")]
 SPECS += [f"t2mir.py:{v}" for v in ("", *t2mir.ARMS, "debug", "paper", "token,debug")]
+SPECS += [f"t2mir.py:{v}" for v in ("darkroom", "darkroom,paper", "ad", "ad,dense", "ad,paper")]
+SPECS += [f"t2mir.py:{v}" for v in ("darkroom,task,debug", "ad,debug")]
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -85,6 +85,7 @@ def make(
     ),
     query=query,
     best=best,
+    train=train,
     heldout=heldout,
     states=n * n,
     index=lambda state: state[0] * n + state[1],

@@ -30,7 +30,8 @@ class Family:
   behave(task, key, steps) -> Transitions  a pretraining context
   query(task, key) -> state                where pretraining asks for the label
   best(task) -> f32[]                      expected return of an optimal episode
-  heldout                                  held-out tasks, stacked [n]; None: draw fresh ones
+  train, heldout                           training and held-out tasks, stacked [n]; None: draw
+                                           fresh ones
   shuffle                                  False where an adaptive learner made the contexts, whose
                                            order then says something
   states, index(state) -> i32[]            how many states there are, and which one this is: only
@@ -51,6 +52,7 @@ class Family:
   behave: Callable[[Any, Array, int], Transitions]
   query: Callable[[Any, Array], Any]
   best: Callable[[Any], Array]
+  train: Any = None
   heldout: Any = None
   shuffle: bool = True
   continuous: bool = False

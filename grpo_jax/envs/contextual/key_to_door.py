@@ -101,6 +101,7 @@ def make(
     ),
     query=query,
     best=best,
+    train=train,
     heldout=heldout,
     states=3 * n * n,
     index=lambda state: _index(state, n),

@@ -88,6 +88,7 @@ def make(
     ),
     query=query,
     best=best,
+    train=train if goals else None,
     heldout=heldout if goals else None,
     continuous=True,
   )
