@@ -17,6 +17,8 @@ optimal action at a query state, AD's the learner's next action. Histories from 
 `ad,paper`) has the sizes of the released configs where the card names them.
 """
 
+from typing import Any
+
 from configs import common, dpt
 
 ARMS = {
@@ -28,18 +30,19 @@ ARMS = {
 }
 
 
-DARKROOM = {"family": "darkroom", "n": 7, "horizon": 12, "steps": 24, "start": "center"}
-HISTORIES = {"path": "", "learners": 4, "episodes": 100, "gamma": 0.9}
+DARKROOM: Any = {"family": "darkroom", "n": 7, "horizon": 12, "steps": 24, "start": "center"}
+HISTORIES: Any = {"path": "", "learners": 4, "episodes": 100, "gamma": 0.9}
 
 
-def get_config(variant: str = ""):
+def get_config(variant: str = "") -> Any:
   parts = common.check_variant(variant, (*ARMS, "darkroom", "ad", "debug", "paper"))
   arm = next((p for p in parts if p in ARMS), "full")
   ad = "ad" in parts
   darkroom = ad or "darkroom" in parts
-  c = dpt.base()
+  c: Any = dpt.base()
   c.method = "t2mir"
-  c.data = {"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20}
+  points: Any = {"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20}
+  c.data = DARKROOM | {"histories": HISTORIES} if darkroom else points
   c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1000
   c.model.update(hidden=32, layers=3, heads=4)
   c.moe.update({"hidden": 64, "hard": not darkroom} | ARMS[arm])
@@ -47,8 +50,6 @@ def get_config(variant: str = ""):
   c.eval.update(episodes=6)
   balance, contrast = (0.1, 0.01) if ad else (0.01, 0.001 if darkroom else 0.01)
   c.method_args = {"balance": balance, "contrast": 0.0 if arm == "no_contrast" else contrast}
-  if darkroom:
-    c.data = DARKROOM | {"histories": HISTORIES}
   if ad:
     c.tokens, c.moe.skip = "history", 0  # no query token
     c.moe.task_experts += 4 if c.moe.task_experts else 0

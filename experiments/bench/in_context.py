@@ -105,7 +105,7 @@ def final(cells: dict, runs: list[dict]) -> dict:
 
 def lines(cells: dict) -> str:
   head = "arm,at once,episodes/s,best,by CPU s,compile s,peak MB,regret,neighbours"
-  rows: list[list[str]] = [head.split(",")]
+  rows = [[*head.split(",")]]
   for name, c in cells.items():
     row = [name, str(c["tasks"]), f"{c['per_s']:.1f}", f"{c['per_s_best']:.1f}"]
     row += [f"{c['per_cpu_s']:.1f}", f"{c['compile_s']:.1f}" if "compile_s" in c else "-"]

@@ -75,7 +75,7 @@ def export(a) -> None:
   layout, config, params = learner(a)
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   a.folder.mkdir(parents=True, exist_ok=True)
-  weights = {"/".join(k.key for k in path): np.asarray(x) for path, x in flat}
+  weights: dict = {"/".join(k.key for k in path): np.asarray(x) for path, x in flat}
   np.savez(a.folder / "weights.npz", **weights)
   pulls = evaluation(a, layout, config, greedy=True)(params, jax.random.key(1), a.compared)
   ones = jnp.ones((a.compared, a.horizon, 1))

@@ -65,7 +65,8 @@ def arguments(argv):
     assert all(len(cell) == 3 for cell in a.smollm2)
   except (ValueError, AssertionError) as error:
     raise UserError("--smollm2: give cells as 256x64x8 with commas between them") from error
-  a.small = work.Shape(a.hidden, a.layers, *[max(a.hidden // 32, 1)] * 2, 32, 4 * a.hidden, a.vocab)
+  heads = max(a.hidden // 32, 1)
+  a.small = work.Shape(a.hidden, a.layers, heads, heads, 32, 4 * a.hidden, a.vocab)
   a.cells = [("small", p, t, g) for p in a.prompt for t in a.new for g in a.group]
   a.cells += [("smollm2", *cell) for cell in a.smollm2]
   if not a.cells:

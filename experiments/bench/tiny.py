@@ -98,7 +98,7 @@ def summarize(runs: list[dict], bound: float) -> dict:
 
 def lines(cells: dict) -> str:
   head = "small model  framework,updates/s,best,CPU ms,first step,compile,peak MB,share,x ours"
-  rows: list[list[str]] = [head.split(",")]
+  rows = [[*head.split(",")]]
   for prompts in PROMPTS:
     ours = cells["grpo_jax"][prompts]
     for name in STEPS:

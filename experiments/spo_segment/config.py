@@ -22,9 +22,9 @@ NOTES = (
   "carry over to other prompts. Continuations of a prefix count as sampled tokens, equal prefixes "
   "once. 'follow' is the correlation over trained tokens of the advantage, before whitening, with "
   "the exact change of value, summed over all answers, of the start policy on two problems. "
-  "9 continuations a cut, 4 x 4 x 4 trees of one token a depth, no KL. Chains take as many problems "
-  "an update as make their tokens over a run GRPO's, found by a run of 4 problems, in which they "
-  "sampled a third of them and were refuted too."
+  "9 continuations a cut, 4 x 4 x 4 trees of one token a depth, no KL. Chains take as many "
+  "problems an update as make their tokens over a run GRPO's, found by a run of 4 problems, in "
+  "which they sampled a third of them and were refuted too."
 )
 CURVES = (
   ("reverse", "accuracy"),

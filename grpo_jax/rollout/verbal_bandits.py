@@ -21,7 +21,6 @@ from grpo_jax.models import choices, policy
 from grpo_jax.models.choices import Names
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.tokenizer import Tokenizer
-from grpo_jax.rollout.in_context import lost
 from grpo_jax.tabular.learner import Learner
 
 
@@ -48,7 +47,7 @@ def pay(family: Family, tasks: Any, action: Array, keys: Array) -> tuple[Array, 
 
   def one(task, action, key):
     state = family.start(task, key)
-    return family.step(task, state, action, key)[1], lost(family, task, state, action)
+    return family.step(task, state, action, key)[1], family.lost(task, state, action)
 
   return jax.vmap(one)(tasks, action, keys)
 

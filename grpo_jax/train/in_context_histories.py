@@ -42,13 +42,14 @@ class Plan:
       raise UserError(f"data.histories.epsilon={self.epsilon}: give two numbers from 0 to 1")
 
 
-def plan_of(fields: dict) -> Plan:
+def plan_of(fields: dict[str, Any]) -> Plan:
   """UserError for a field that there is not."""
   known = [f.name for f in dataclasses.fields(Plan)]
   for name in fields:
     if name not in known:
       raise UserError(f"data.histories.{name}: unknown; use one of {', '.join(known)}")
-  return Plan(**fields | {"epsilon": tuple(fields.get("epsilon", Plan.epsilon))})
+  epsilon: Any = tuple(fields.get("epsilon", Plan.epsilon))
+  return Plan(**fields | {"epsilon": epsilon})
 
 
 def obtain(family: Family, steps: int, plan: Plan, split: str = "train") -> Histories:
