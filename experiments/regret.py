@@ -5,7 +5,7 @@ Expected rewards rather than realised ones: the same mean, less variance.
 """
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -50,11 +50,11 @@ def min_frac(action: np.ndarray, arms: int) -> np.ndarray:
 
 def suffix_fail(lost: np.ndarray) -> np.ndarray:
   """Whether no best arm was pulled in the last half of the game, bool[B] (recalled, as above)."""
-  return (lost[:, lost.shape[1] // 2 :] > 1e-6).all(axis=1)
+  return np.asarray(np.all(lost[:, lost.shape[1] // 2 :] > 1e-6, axis=1))
 
 
 def least_gap(mean: np.ndarray) -> float:
-  """Best mean minus the second best, f[A] -> f; NaN for a single arm, inf is never returned."""
+  """Best mean minus the second best, f[A] -> f; NaN for a single arm."""
   if len(mean) < 2:
     return float("nan")
   second, best = np.sort(mean)[-2:]
@@ -115,7 +115,8 @@ def beats(x: np.ndarray, y: np.ndarray, level: float = 0.05) -> bool:
     return True
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of trials that are all alike, which are no error here
-    return bool(stats.ttest_ind(x, y, equal_var=False).pvalue < level)
+    found: Any = stats.ttest_ind(x, y, equal_var=False)
+  return bool(found.pvalue < level)
 
 
 def win_rates(scores: dict[str, np.ndarray]) -> dict[str, float]:
