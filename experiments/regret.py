@@ -50,11 +50,11 @@ def min_frac(action: np.ndarray, arms: int) -> np.ndarray:
 
 def suffix_fail(lost: np.ndarray) -> np.ndarray:
   """Whether no best arm was pulled in the last half of the game, bool[B] (recalled, as above)."""
-  return np.all(lost[:, lost.shape[1] // 2 :] > 1e-6, axis=1)
+  return np.asarray(np.all(lost[:, lost.shape[1] // 2 :] > 1e-6, axis=1))
 
 
 def least_gap(mean: np.ndarray) -> float:
-  """Best mean minus the second best, f[A] -> f; NaN for a single arm, inf is never returned."""
+  """Best mean minus the second best, f[A] -> f; NaN for a single arm."""
   if len(mean) < 2:
     return float("nan")
   second, best = np.sort(mean)[-2:]

@@ -141,10 +141,10 @@ def draw(games: dict, path: Path) -> None:
   for name, g in games.items():
     mean, error = regret.curve(regret.regret(g.lost))
     oracle = name in ("ucb", "thompson", "greedy", "uniform")
-    style: dict = {"color": "0.45", "ls": next(dashes)} if oracle else {"color": next(colours)}
+    colour, dash = ("0.45", next(dashes)) if oracle else (next(colours), "-")
     at = np.arange(1, len(mean) + 1)
-    axes.plot(at, mean, label=TITLES[name], lw=1.6, **style)
-    axes.fill_between(at, mean - error, mean + error, color=style["color"], alpha=0.15, lw=0)
+    axes.plot(at, mean, label=TITLES[name], lw=1.6, color=colour, ls=dash)
+    axes.fill_between(at, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
   axes.set_xlabel("pulls")
   axes.set_ylabel("regret, mean over games and its standard error")
   axes.set_xlim(1, claims.horizon(games))

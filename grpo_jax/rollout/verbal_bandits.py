@@ -52,15 +52,17 @@ def pay(family: Family, tasks: Any, action: Array, keys: Array) -> tuple[Array, 
   return jax.vmap(one)(tasks, action, keys)
 
 
+_pay = jax.jit(pay, static_argnums=0)
+
+
 def play(family: Family, tasks: Any, key: Array, steps: int, choose: Choose) -> Games:
   """`steps` pulls of tasks stacked [B]."""
   games = jax.tree.leaves(tasks)[0].shape[0]
-  paid = jax.jit(functools.partial(pay, family))
   out = Games(np.zeros((games, steps), np.int32), *(np.zeros((games, steps)) for _ in range(2)))
   for t in range(steps):
     choice, outcome = keys_at(key, t, games)
     out.action[:, t] = choose(out.action[:, :t], out.reward[:, :t], choice)
-    reward, loss = paid(tasks, jnp.asarray(out.action[:, t]), outcome)
+    reward, loss = _pay(family, tasks, jnp.asarray(out.action[:, t]), outcome)
     out.reward[:, t], out.lost[:, t] = reward, loss
   return out
 

@@ -95,8 +95,9 @@ def test_games_of_a_task_are_side_by_side_and_differ(params):
   draw = verbal_bandits.from_policy(WHO, FAMILY, tasks=2, group=3, steps=4)
   games, group = draw(params, jax.random.key(0))
   assert group == 3 and games.action.shape == (6, 4)
-  same = games.action[:3] == games.action[0]
-  best = np.where(np.asarray(games.lost) == 0, np.asarray(games.action), -1).reshape(2, -1)
+  action = np.asarray(games.action)
+  same = action[:3] == action[0]
+  best = np.where(np.asarray(games.lost) == 0, action, -1).reshape(2, -1)
   assert all(len(set(b[b >= 0])) <= 1 for b in best) and not same.all()
 
 
@@ -111,6 +112,7 @@ def tiny(monkeypatch, params):
   return loaded
 
 
+@pytest.mark.slow
 def test_the_debug_config_plays_every_condition_and_a_second_run_plays_none(
   tiny, tmp_path, capsys, monkeypatch
 ):
