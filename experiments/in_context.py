@@ -71,8 +71,9 @@ def band(axes, at, values: np.ndarray, label: str, colour: str) -> None:
   axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, lw=0)
 
 
-def finish(axes, title: str) -> None:
+def finish(axes, title: str, bottom: float | None = 0) -> None:
+  """Title and legend; bottom: least value shown, None for all."""
   axes.set_title(title, fontsize=9, loc="left")
-  axes.set_ylim(bottom=0)
+  axes.set_ylim(bottom=bottom)
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(frameon=False, fontsize=8)

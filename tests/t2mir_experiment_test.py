@@ -76,6 +76,7 @@ def test_marks_read_the_tokens_behind_the_query_and_the_contexts_that_tell_their
   assert found["q_task"] == pytest.approx(math.log(2)) and found["q_nearest"] == 1
   assert found["q_nearest_all"] < 1 and np.shape(found["q_similarity"]) == (6, 6)
   assert "task_modality" not in found
+  assert routing.marks({"token_gate": gate[..., :1]}, part, task, told) == {}  # a dense layer
 
 
 # ---- parameters ----------------------------------------------------------------------------------

@@ -71,8 +71,8 @@ def curves(runs: dict[str, claims.Run], path: Path) -> None:
     at = np.arange(run.scores.shape[1]) + 1
     in_context.band(left, at, run.scores, arm, colour)
     in_context.band(right, run.steps, run.learning, arm, colour)
-  in_context.finish(left, "held-out goals: score against episode in context")
-  in_context.finish(right, "its mean over episodes against training steps")
+  in_context.finish(left, "held-out goals: score against episode in context", None)
+  in_context.finish(right, "its mean over episodes against training steps", None)
   figure.savefig(path)
 
 

@@ -70,7 +70,7 @@ def marks(routes: dict[str, np.ndarray], part: np.ndarray, task: np.ndarray, tol
   out: dict = {}
   inside = part >= 0
   for gate in ("token", "task"):
-    if f"{gate}_gate" not in routes:
+    if f"{gate}_gate" not in routes or routes[f"{gate}_gate"].shape[2] == 1:  # the dense layer
       continue
     weight = routes[f"{gate}_gate"][:, inside]
     joint = np.stack([weight[:, part[inside] == m].sum(axis=(0, 1)) for m in range(3)])
