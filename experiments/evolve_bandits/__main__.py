@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from configs import evolve_bandits
-from experiments import cli, regret, statements
+from experiments import cli, in_context, regret
 from experiments.evolve_bandits import claims
-from grpo_jax.errors import UserError
+from grpo_jax.train import atomic
 
 HERE = Path(__file__).parent
 CONFIG = "configs/evolve_bandits.py"
@@ -39,19 +39,8 @@ TITLES = {
 
 
 def main(argv: list[str]) -> int:
-  if {"-h", "--help"} & set(argv):
-    print((__doc__ or "").strip())
-    return 0
-  try:
-    config, workdir = parse(argv)
-    print("final: " + json.dumps(test(config, workdir, argv)))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: the same command goes on where it stopped", file=sys.stderr)
-    return 130
-  return 0
+  work = lambda argv: print("final: " + json.dumps(test(*parse(argv), argv)))
+  return cli.command(argv, __doc__, work)
 
 
 def parse(argv: list[str]) -> tuple[Any, Path]:
@@ -67,15 +56,8 @@ def test(c: Any, workdir: Path, argv: list[str]) -> dict:
   start = time.monotonic()
   games = run.run(c, workdir)
   rows = table(games, c.data.arms, c.data.gap)
-  verdict, found = statements.judge(claims.statements(games))
-  if not found:
-    verdict = "not run"
   flags = [a for a in argv if not a.startswith("--workdir")]
-  evidence = {
-    "claim": claims.CLAIM,
-    "verdict": verdict,
-    "rule": statements.RULE,
-    "statements": found,
+  more = {
     "numbers": rows,
     "command": " ".join(["python -m experiments.evolve_bandits", *flags]),
     "config": json.loads(c.to_json_best_effort()),
@@ -83,15 +65,10 @@ def test(c: Any, workdir: Path, argv: list[str]) -> dict:
   }
   same = c.to_dict() == evolve_bandits.get_config().to_dict()
   folder = HERE if same else workdir
-  text = json.dumps(evidence, indent=1, ensure_ascii=False)
-  (folder / "verdict.json").write_text(text + "\n")
-  (folder / "table.md").write_text(markdown(rows))
+  atomic.write(folder / "table.md", markdown(rows))
   draw(games, folder / "curves.png")
   print(markdown(rows))
-  for f in found:
-    print(f"{f['result']:>6}: {f['text']}: {f['x']:.2f} against {f['y']:.2f}, difference "
-          f"[{f['low']:.2f}, {f['high']:.2f}]")  # fmt: skip
-  print(f"evidence: {folder}")
+  verdict = in_context.evidence(folder, claims.CLAIM, claims.statements(games), more)
   return {"verdict": verdict, "wall_s": round(time.monotonic() - start, 1)}
 
 

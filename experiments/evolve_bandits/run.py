@@ -7,7 +7,6 @@ run skips what is there; the weights after imitation are kept for GRPO to start 
 import dataclasses
 import functools
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from grpo_jax.models import loading
 from grpo_jax.rollout import bandit_transcripts as transcripts
 from grpo_jax.rollout.verbal_bandits import Games, Speaker, by_learner, play
 from grpo_jax.tabular import bandits
-from grpo_jax.train import folder, verbal_bandits
+from grpo_jax.train import atomic, folder, verbal_bandits
 from grpo_jax.train.checkpoint import Checkpoints
 
 ORACLES = {
@@ -166,7 +165,7 @@ class Bench:
       log.append(metrics)
       told = " ".join(f"{k} {v:.3f}" for k, v in metrics.items())
       self.say(f"{part} {i}/{fields.steps}: {told} ({time.monotonic() - start:.0f} s)")
-    write(self.workdir / f"{part}_training.json", log)
+    atomic.write_json(self.workdir / f"{part}_training.json", log)
     return params
 
 
@@ -184,7 +183,7 @@ def run(c: Any, workdir: Path, say=print) -> dict[str, Games]:
       start = time.monotonic()
       games = bench.games(name)
       fields = {k: np.asarray(v).tolist() for k, v in games._asdict().items()}
-      write(path, fields | {"seconds": round(time.monotonic() - start, 1)})
+      atomic.write_json(path, fields | {"seconds": round(time.monotonic() - start, 1)})
     out[name] = read(path)
     regret = out[name].lost.sum(axis=1)
     say(f"{name}: regret {regret.mean():.2f} after {c.data.steps} pulls")
@@ -194,10 +193,3 @@ def run(c: Any, workdir: Path, say=print) -> dict[str, Games]:
 def read(path: Path) -> Games:
   found = json.loads(path.read_text())
   return Games(*(np.asarray(found[name]) for name in Games._fields))
-
-
-def write(path: Path, value: Any) -> None:
-  """Whole or not at all."""
-  part = path.with_suffix(".tmp")
-  part.write_text(json.dumps(value) + "\n")
-  os.replace(part, path)
