@@ -41,13 +41,20 @@ def parse(argv: list[str], known: Collection[str], workdir: str) -> tuple[list[s
   return parts, folder
 
 
-def evidence(folder: Path, claim: str, said: list[statements.Statement], more: dict) -> str:
+def evidence(
+  folder: Path, claim: str, said: list[statements.Statement], more: dict, weak: str | None = None
+) -> str:
   """Writes verdict.json, `more` behind the statements, and says what was found; the verdict.
 
-  Nothing said is nothing shown: inconclusive.
+  Nothing said is nothing shown: inconclusive. So is what runs say that could not tell, for the
+  reason `weak`.
   """
   verdict, found = statements.judge(said) if said else ("inconclusive", [])
   kept = {"claim": claim, "verdict": verdict, "rule": statements.RULE, "statements": found} | more
+  if weak is not None:
+    verdict = kept["verdict"] = "inconclusive"
+    kept["inconclusive_because"] = weak
+    print(f"inconclusive: {weak}")
   atomic.write_json(folder / "verdict.json", kept, indent=1, ensure_ascii=False)
   for f in found:
     print(f"{f['result']:>6}: {f['text']}: {f['x']:.3f} against {f['y']:.3f}, difference "

@@ -159,6 +159,16 @@ def test_few_arms_give_few_statements_and_none_confirms_nothing(tmp_path, capsys
   assert kept["statements"] == [] and kept["seeds"] == 3
 
 
+def test_arms_that_have_all_learned_nothing_refute_nothing(tmp_path, capsys):
+  assert claims.weak(all_arms(full=0.25, **dict.fromkeys(claims.OTHERS, 0.0))) is None
+  runs = all_arms(full=0.02, **dict.fromkeys(claims.OTHERS, 0.05))
+  said, why = claims.statements(runs), claims.weak(runs)
+  assert statements.judge(said)[0] == "refuted" and why is not None and "0.05" in why
+  assert in_context.evidence(tmp_path, "c", said, {}, why) == "inconclusive"
+  kept = json.loads((tmp_path / "verdict.json").read_text())
+  assert kept["inconclusive_because"] == why and len(kept["statements"]) == 9
+
+
 def test_pictures_are_drawn_of_any_arms(tmp_path):
   pytest.importorskip("matplotlib")
   matrix = {"token_by_modality": np.eye(3, 6).tolist(), "task_by_modality": np.eye(3, 8).tolist()}

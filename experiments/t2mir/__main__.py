@@ -49,7 +49,8 @@ def test(arms: list[str], workdir: Path) -> dict:
     "seeds": t2mir.get_config().seeds,
     "notes": claims.NOTES,
   }
-  verdict = in_context.evidence(folder, claims.CLAIM, claims.statements(runs), more)
+  said, weak = claims.statements(runs), claims.weak(runs)
+  verdict = in_context.evidence(folder, claims.CLAIM, said, more, weak)
   return {"verdict": verdict, "wall_s": round(time.monotonic() - start, 1)}
 
 
