@@ -17,6 +17,8 @@ optimal action at a query state, AD's the learner's next action. Histories from 
 `ad,paper`) has the sizes of the released configs where the card names them.
 """
 
+from typing import Any
+
 from configs import common, dpt
 
 ARMS = {
@@ -37,7 +39,7 @@ def get_config(variant: str = ""):
   arm = next((p for p in parts if p in ARMS), "full")
   ad = "ad" in parts
   darkroom = ad or "darkroom" in parts
-  c = dpt.base()
+  c: Any = dpt.base()
   c.method = "t2mir"
   c.data = {"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20}
   c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1000
@@ -52,7 +54,8 @@ def get_config(variant: str = ""):
   if ad:
     c.tokens, c.moe.skip = "history", 0  # no query token
     c.moe.task_experts += 4 if c.moe.task_experts else 0
-    c.data.steps, c.eval.episodes = 48, 12  # four episodes, as in the paper
+    c.data.update(steps=48)  # four episodes, as in the paper
+    c.eval.episodes = 12
   if "paper" in parts:
     _paper(c, darkroom, ad)
   if "debug" in parts:

@@ -10,6 +10,7 @@ WORKDIR. The last line of stdout is `final: {json}`.
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def maps(runs: dict[str, claims.Run], path: Path) -> None:
   alike = [a for a in ("full", "no_contrast") if "q_similarity" in _first(runs, a)]
   if not by_modality + alike or (figure := in_context.figure(8.4, 6.4)) is None:
     return
-  rows = figure.subfigures(2, 1, height_ratios=(1, 2))
+  rows: Any = figure.subfigures(2, 1, height_ratios=(1, 2))
   for (arm, name), axes in zip(by_modality, _panels(rows[0], len(by_modality)), strict=True):
     share = np.asarray(_first(runs, arm)[name])
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")

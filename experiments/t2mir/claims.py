@@ -31,8 +31,8 @@ NOTES = (
   "histories of Q-learning learned the training goals without serving held-out ones; so the task "
   "was changed to another of the paper's, whose every reward tells of the goal, before any arm was "
   "compared. 1000 steps are what 40 minutes of one core allow for fifteen models; the curves still "
-  "rise there, so statements on the score speak of how fast an arm learns, not of where it ends. The "
-  "released configs train 100 times as long, on 45 goals."
+  "rise there, so statements on the score speak of how fast an arm learns, not of where it ends. "
+  "The released configs train 100 times as long, on 45 goals."
 )
 MARGIN = 0.02  # of the score, or of the contexts: less would not matter
 OTHERS = {

@@ -48,7 +48,8 @@ def plan_of(fields: dict) -> Plan:
   for name in fields:
     if name not in known:
       raise UserError(f"data.histories.{name}: unknown; use one of {', '.join(known)}")
-  return Plan(**fields | {"epsilon": tuple(fields.get("epsilon", Plan.epsilon))})
+  values: dict[str, Any] = fields | {"epsilon": tuple(fields.get("epsilon", Plan.epsilon))}
+  return Plan(**values)
 
 
 def obtain(family: Family, steps: int, plan: Plan, split: str = "train") -> Histories:
