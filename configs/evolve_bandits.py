@@ -24,8 +24,8 @@ def get_config(variant: str = "") -> Any:
   )
   c.eval = ConfigDict({"games": 24, "greedy": False})
   c.shots = ConfigDict({"skip": 2, "every": 2, "count": 5})  # of the oracle's trajectory
-  c.oft = ConfigDict({"steps": 40, "games": 16, "micro": 1, "lr": 1e-4, "warmup": 4})
-  c.grpo = ConfigDict({"steps": 16, "tasks": 4, "group": 8, "micro": 2, "lr": 2e-5, "warmup": 1})
+  c.oft = ConfigDict({"steps": 16, "games": 12, "micro": 1, "lr": 1e-4, "warmup": 2})
+  c.grpo = ConfigDict({"steps": 3, "tasks": 2, "group": 8, "micro": 2, "lr": 2e-5, "warmup": 1})
   c.optimizer = ConfigDict(
     {
       "name": "adamw",

@@ -53,7 +53,8 @@ def get_config(variant: str = "") -> Any:
   if ad:
     c.tokens, c.moe.skip = "history", 0  # no query token
     c.moe.task_experts += 4 if c.moe.task_experts else 0
-    c.data.steps, c.eval.episodes = 48, 12  # four episodes, as in the paper
+    c.data.update(steps=48)  # four episodes, as in the paper
+    c.eval.episodes = 12
   if "paper" in parts:
     _paper(c, darkroom, ad)
   if "debug" in parts:
