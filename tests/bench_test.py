@@ -314,6 +314,7 @@ def test_a_run_of_parts_leaves_the_whole_run_s_results_alone():
 # ---- in-context learners ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_of_many_bandits_runs_in_parts_and_its_logits_are_written(tmp_path):
   import numpy as np
 

@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from grpo_jax.errors import UserError
-from grpo_jax.train import checkpoint, llm, metrics, setup
+from grpo_jax.train import atomic, llm, metrics, setup
 
 STEPS = 8
 # An epoch of 16 problems ends with steps 2, 4, 6 and 8.
@@ -91,8 +91,8 @@ def test_a_run_killed_at_every_kind_of_point_equals_an_uninterrupted_one(runs):
   assert tiny.saved_steps(workdir) == [2]
   evaluations.append(None)
   interrupted(c, workdir, llm, "evaluate", second_evaluation)  # inside the one of step 3
-  torn = lambda path, value: path.name == "4.manifest.json"
-  interrupted(c, workdir, checkpoint, "_write_json", torn)  # save 4 is there, its manifest is not
+  torn = lambda path, value, **options: path.name == "4.manifest.json"
+  interrupted(c, workdir, atomic, "write_json", torn)  # save 4 is there, its manifest is not
   assert tiny.saved_steps(workdir) == [2, 4]
   row = lambda self, step, values, kind="train": (step, kind) == (6, "eval")
   interrupted(c, workdir, write, "write", row)  # eval/step_000006.json is there, its row is not
