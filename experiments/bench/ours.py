@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments.bench import record
+from experiments.bench import record, work
+from experiments.bench.compiled import config_of
 from grpo_jax import methods, sharding
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
@@ -60,16 +61,7 @@ class Problem:
 
 
 def model_config(a) -> ModelConfig:
-  return ModelConfig(
-    vocab_size=a.vocab,
-    hidden_size=a.hidden,
-    intermediate_size=a.ffn,
-    num_layers=a.layers,
-    num_heads=a.heads,
-    num_kv_heads=a.heads,
-    head_dim=a.hidden // a.heads,
-    max_position=a.prompt + a.new,
-  )
+  return config_of(work.llama(a), a.prompt + a.new)
 
 
 def main(argv: list[str] | None = None) -> dict:

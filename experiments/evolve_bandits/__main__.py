@@ -107,13 +107,10 @@ def markdown(rows: dict[str, dict]) -> str:
 
 def draw(games: dict, path: Path) -> None:
   """Regret against pulls, mean and standard error; oracles in grey. Needs matplotlib."""
-  try:
-    from matplotlib.figure import Figure
-  except ImportError:
+  if (figure := in_context.figure(6.4, 4.2)) is None:
     return
   colours = iter(("#2266b3", "#c25a12", "#0f7f68", "#8348ad", "#b03060", "#9a7400"))
   dashes = iter(("-", "--", "-.", ":"))
-  figure = Figure(figsize=(6.4, 4.2), dpi=100, layout="constrained")
   axes = figure.subplots()
   for name, g in games.items():
     mean, error = regret.curve(regret.regret(g.lost))

@@ -1,15 +1,12 @@
 """Learning histories kept as a tensorflow-datasets data set (array_record), without TensorFlow."""
 
-import contextlib
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from grpo_jax.core.transitions import Histories, Transitions
-from grpo_jax.data.tfds_source import opened, tensorflow_datasets
+from grpo_jax.data.tfds_source import opened, prepared, tensorflow_datasets
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import unknown
 
@@ -28,12 +25,7 @@ def write(data_dir: str, splits: Mapping[str, Histories]) -> str:
   tensorflow_datasets()
   from grpo_jax.data.tfds_histories.tfds_histories_dataset_builder import Builder
 
-  builder = Builder(splits=splits, data_dir=str(data_dir), file_format="array_record")
-  if pathlib.Path(builder.data_path).exists():
-    raise UserError(f"data_dir: {str(builder.data_path)!r} exists; remove it or give another")
-  with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-    builder.download_and_prepare()
-  return str(builder.data_path)
+  return prepared(Builder(splits=splits, data_dir=str(data_dir), file_format="array_record"))
 
 
 def read(path: str, split: str = "train") -> Histories:

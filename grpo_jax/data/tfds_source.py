@@ -62,7 +62,11 @@ def write(data_dir: str, splits: Mapping[str, Sequence[Problem]]) -> str:
   tensorflow_datasets()
   from grpo_jax.data.tfds_prompts.tfds_prompts_dataset_builder import Builder
 
-  builder = Builder(splits=splits, data_dir=str(data_dir), file_format="array_record")
+  return prepared(Builder(splits=splits, data_dir=str(data_dir), file_format="array_record"))
+
+
+def prepared(builder: Any) -> str:
+  """The folder that the builder has written. UserError where it holds a data set already."""
   if pathlib.Path(builder.data_path).exists():
     raise UserError(f"data_dir: {str(builder.data_path)!r} exists; remove it or give another")
   with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):

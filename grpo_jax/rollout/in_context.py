@@ -10,6 +10,7 @@ episode leaves. Where there is but one state, all queries are the same and an ep
 so the tokens are appended to a key-value cache instead of being read anew.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -144,20 +145,37 @@ def play(
   not hold a whole number of episodes.
   """
   check_episodes(layout)
-  family, room = layout.family, layout.steps
+
+  def begin(data, state):
+    act = frozen(layout, config, params, data, greedy)
+    return state, lambda state, key: step(layout.family, tasks, state, act, key)
+
+  return in_turn(layout.family, tasks, key, episodes, begin, layout.steps, data)
+
+
+def in_turn(
+  family,
+  tasks: Any,
+  key: Array,
+  episodes: int,
+  begin: Callable[..., tuple[Any, Callable]],
+  room: int,
+  data: Transitions | None = None,
+) -> Episodes:
+  """Episodes of B tasks, each with the transitions of the earlier ones, at most `room` of them.
+
+  begin(context [B, n], states [B]) -> (carry, one) of an episode, and one(carry, key) ->
+  (carry, (transition, whether the action was the label)). data: as in `play`.
+  """
   count = jax.tree.leaves(tasks)[0].shape[0]
   nothing = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), empty(family, 0))
   context = nothing if data is None else data
 
   def episode(data, key):
-    begin, go = jax.random.split(key)
-    state = jax.vmap(family.start)(tasks, jax.random.split(begin, count))
-    act = frozen(layout, config, params, data, greedy)
-    _, (new, right) = jax.lax.scan(
-      lambda state, key: step(family, tasks, state, act, key),
-      state,
-      jax.random.split(go, family.horizon),
-    )
+    first, go = jax.random.split(key)
+    state = jax.vmap(family.start)(tasks, jax.random.split(first, count))
+    carry, one = begin(data, state)
+    _, (new, right) = jax.lax.scan(one, carry, jax.random.split(go, family.horizon))
     new = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), new)
     return remember(data, new, room), (new.reward, jnp.moveaxis(right, 0, 1))
 
@@ -192,8 +210,12 @@ def step(family, tasks, state, act, key):
   """(state after, (transition, whether the action was the label)) of B tasks."""
   choice, outcome = jax.random.split(key)
   seen = jax.vmap(family.observe)(state)
-  action = act(seen, choice)
-  outcomes = jax.random.split(outcome, seen.shape[0])
+  return taken(family, tasks, state, seen, act(seen, choice), outcome)
+
+
+def taken(family, tasks, state, seen: Float[Array, "B S"], action: Array, key: Array):
+  """As `step`, of actions that are chosen already."""
+  outcomes = jax.random.split(key, seen.shape[0])
   after, reward = jax.vmap(family.step)(tasks, state, action, outcomes)
   new = Transitions(
     state=seen, action=action, next_state=jax.vmap(family.observe)(after), reward=reward

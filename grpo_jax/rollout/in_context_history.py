@@ -15,7 +15,7 @@ from jaxtyping import Array
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.errors import UserError
 from grpo_jax.models import in_context as model
-from grpo_jax.rollout.in_context import Episodes, choose, remember
+from grpo_jax.rollout.in_context import Episodes, choose, in_turn, taken
 from grpo_jax.rollout.transition_tokens import Layout, empty
 
 
@@ -42,27 +42,15 @@ def play(
 ) -> Episodes:
   """Episodes of B tasks from an empty history. UserError as in `check`."""
   check(layout)
-  family, room = layout.family, layout.steps - layout.family.horizon
-  count = jax.tree.leaves(tasks)[0].shape[0]
-  context = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), empty(family, 0))
 
-  def episode(data, key):
-    begin, go = jax.random.split(key)
-    state = jax.vmap(family.start)(tasks, jax.random.split(begin, count))
+  def begin(data, state):
     cache = opened(layout, config, params, data)
-    one = lambda carry, key: step(layout, config, params, tasks, greedy, carry, key)
-    _, (new, right) = jax.lax.scan(one, (state, cache), jax.random.split(go, family.horizon))
-    new = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), new)
-    return remember(data, new, room), (new.reward, jnp.moveaxis(right, 0, 1))
+    return (state, cache), lambda carry, key: step(
+      layout, config, params, tasks, greedy, carry, key
+    )
 
-  keys, parts = jax.random.split(key, episodes), []
-  while len(parts) < episodes and context.reward.shape[1] < room:  # histories that still grow
-    context, out = episode(context, keys[len(parts)])
-    parts.append(jax.tree.map(lambda x: x[None], out))
-  if len(parts) < episodes:
-    parts.append(jax.lax.scan(episode, context, keys[len(parts) :])[1])
-  joined = jax.tree.map(lambda *x: jnp.moveaxis(jnp.concatenate(x), 0, 1), *parts)
-  return Episodes(*joined)
+  room = layout.steps - layout.family.horizon  # the episode of now is in the window too
+  return in_turn(layout.family, tasks, key, episodes, begin, room)
 
 
 def opened(layout: Layout, config, params, data: Transitions) -> model.Cache:
@@ -82,16 +70,9 @@ def step(layout: Layout, config, params, tasks, greedy: bool, carry, key):
   token = jax.vmap(layout.tokens)(room.replace(state=seen[:, None]))[:, :1]
   output, cache = _append(layout, config, params, cache, token)
   action = choose(family, output[:, -1], choice, greedy)
-  outcomes = jax.random.split(outcome, seen.shape[0])
-  after, reward = jax.vmap(family.step)(tasks, state, action, outcomes)
-  new = Transitions(
-    state=seen, action=action, next_state=jax.vmap(family.observe)(after), reward=reward
-  )
+  after, (new, right) = taken(family, tasks, state, seen, action, outcome)
   tokens = jax.vmap(layout.tokens)(jax.tree.map(lambda x: x[:, None], new))
   _, cache = _append(layout, config, params, cache, tokens[:, 1:])
-  right = jnp.zeros(seen.shape[0], bool)
-  if not family.continuous:
-    right = action == jax.vmap(family.label)(tasks, state)
   return (after, cache), (new, right)
 
 
