@@ -16,20 +16,10 @@ where they are hidden it is a demonstration that the policy cannot follow by its
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from grpo_jax.envs.world import (
-  MANY,
-  STOP,
-  Next,
-  Problem,
-  Verdict,
-  World,
-  check,
-  draw,
-  floats,
-  follow,
-)
+from grpo_jax.envs import world
 from grpo_jax.types import Record, record
 
 _FIRST = 2
@@ -57,22 +47,22 @@ def _land(cell, way, size: int):
   return jnp.where(inside, row * size + column, cell), inside
 
 
-def make(*, size: int = 3, moves: int | None = None, hidden: bool = False) -> World:
+def make(*, size: int = 3, moves: int | None = None, hidden: bool = False) -> world.World:
   """A grid of size x size cells; `moves` (if not given: as many as may be needed)."""
-  check("key_door.size", size, 2, 7)
+  world.check("key_door.size", size, 2, 7)
   needed = size**2 - 1 + 3 * (size - 1) if hidden else 4 * (size - 1)
   moves = needed if moves is None else moves
-  check("key_door.moves", moves, needed, 256)
+  world.check("key_door.moves", moves, needed, 256)
   base = _FIRST + size**2
 
   def problem(key):
-    (order,) = draw(key, (size**2, MANY))
+    (order,) = world.draw(key, (size**2, world.MANY))
     cells = jnp.argsort(order)[:3].astype(jnp.int32)
     shown = cells + _FIRST
     if hidden:
       shown = shown.at[1:].set(base + _UNKNOWN)
     tokens = jnp.append(shown, jnp.int32(base + _END))
-    return Problem(tokens=tokens, length=jnp.int32(4), data=cells)
+    return world.Problem(tokens=tokens, length=jnp.int32(4), data=cells)
 
   def step(problem, state, token):
     return _step(problem.data, state, token, size, base)
@@ -80,20 +70,20 @@ def make(*, size: int = 3, moves: int | None = None, hidden: bool = False) -> Wo
   def score(problem, state, tokens, length):
     del problem, tokens, length
     opened = jnp.sum(state.reward) == 1.0
-    parts = floats(state.has, opened)
-    return Verdict(reward=parts[1], correct=opened, parts=parts, turn_reward=state.reward)
+    parts = world.floats(state.has, opened)
+    return world.Verdict(reward=parts[1], correct=opened, parts=parts, turn_reward=state.reward)
 
   start = lambda problem: _start(problem, moves)
   choose = lambda problem, state: _shortest(problem.data, state, size) + base
   symbols = ("_", ".", *(f"c{i}" for i in range(size**2)), *_SYMBOLS)
-  return World(
+  return world.World(
     name="key_door",
     symbols=symbols,
     prompt=4,
     answer=3 * moves - 2,
     problem=problem,
     score=score,
-    solution=lambda problem: follow(start, step, choose, problem, 3 * moves - 2),
+    solution=lambda problem: world.follow(start, step, choose, problem, 3 * moves - 2),
     chance=_chance(size, moves, len(symbols)),
     turns=moves,
     parts=("key", "door"),
@@ -107,7 +97,7 @@ def _start(problem, moves: int):
   state = _State(
     cell=problem.data[0], has=no, turn=zero, tell=zero, here=zero, done=no, reward=jnp.zeros(moves)
   )
-  return state, Next(force=jnp.int32(-1), done=no, turn=zero)
+  return state, world.Next(force=jnp.int32(-1), done=no, turn=zero)
 
 
 def _step(cells, state: _State, token, size: int, base: int):
@@ -120,7 +110,7 @@ def _step(cells, state: _State, token, size: int, base: int):
   here = jnp.where(took, _KEY, jnp.where(cell == cells[2], _LOCKED, _NOTHING))
   here = jnp.where(acts, jnp.where(inside, here, _WALL) + base, state.here)
   turn = state.turn + acts.astype(jnp.int32)
-  done = state.done | opened | (acts & ((token == STOP) | (turn == moves)))
+  done = state.done | opened | (acts & ((token == world.STOP) | (turn == moves)))
   tell = jnp.where(acts, jnp.where(done, 0, 2), jnp.maximum(state.tell - 1, 0))
   earned = (took | opened).astype(jnp.float32) / 2
   reward = jnp.where(acts, state.reward.at[state.turn].set(earned), state.reward)
@@ -128,7 +118,7 @@ def _step(cells, state: _State, token, size: int, base: int):
   state = _State(
     cell=cell, has=state.has | took, turn=turn, tell=tell, here=here, done=done, reward=reward
   )
-  return state, Next(force=force, done=done, turn=jnp.minimum(turn, moves - 1))
+  return state, world.Next(force=force, done=done, turn=jnp.minimum(turn, moves - 1))
 
 
 def _shortest(cells, state: _State, size: int):
@@ -139,26 +129,18 @@ def _shortest(cells, state: _State, size: int):
 
 
 def _chance(size: int, moves: int, v: int) -> float:
-  """From first[k][c][t], the chance to stand on k for the first time t + 1 moves after c."""
-  cells, times = range(size**2), range(moves)
-  lands = [[_lands(c, way, size) for way in _WAYS] for c in cells]
-  first = []
-  for k in cells:
-    now, rows = [lands[c].count(k) / v for c in cells], []
-    for _ in times:
-      rows.append(now)
-      moved = [sum(now[land] for land in lands[c] if land != k) for c in cells]
-      now = [(moved[c] + (v - 5) * now[c]) / v for c in cells]
-    first.append([[row[c] for row in rows] for c in cells])
-  total = 0.0
-  for k in cells:
-    others = [c for c in cells if c != k]
-    to = [sum(first[k][c][t] for c in others) for t in times]
-    on = [sum(first[d][k][t] for d in others) for t in times]
-    for t in times:
-      for u in range(moves - 1 - t):
-        total += to[t] * on[u] - sum(first[k][c][t] * first[c][k][u] for c in others)
-  return total / (size**2 * (size**2 - 1) * (size**2 - 2))
+  """From first[t][c, k], the chance to stand on k for the first time t + 1 moves after c."""
+  n = size**2
+  step, others = np.zeros((n, n)), 1 - np.eye(n)
+  for cell in range(n):
+    for way in _WAYS:
+      step[cell, _lands(cell, way, size)] += 1 / v
+  goes_on = step + (v - 5) / v * np.eye(n)  # what is neither a move nor STOP leaves one there
+  first = [step * others]
+  for _ in range(moves - 1):
+    first.append((goes_on @ first[-1]) * others)
+  paths = sum(first[t] @ first[u] for t in range(moves) for u in range(moves - 1 - t))
+  return float(np.sum(paths * others)) / (n * (n - 1) * (n - 2))
 
 
 def _lands(cell: int, way: tuple[int, int], size: int) -> int:

@@ -22,30 +22,18 @@ import string
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from grpo_jax.envs.world import (
-  MANY,
-  STOP,
-  Next,
-  Problem,
-  Verdict,
-  World,
-  check,
-  draw,
-  floats,
-  follow,
-)
+from grpo_jax.envs import world
 from grpo_jax.types import Record, record
 
 _FIRST = 2
 _NAME = _FIRST + 10
 _NOISE = ("~", "^", "%", "&")
-_OVER = -1
-_OPEN, _REPORT, _ACT, _WHICH, _TELL, _SAY = range(6)  # what the next token is part of
+_OVER, _OPEN, _REPORT, _ACT, _WHICH, _TELL, _SAY = range(-1, 6)  # what the next token is part of
 
 
 @record
 class _State(Record):
-  phase: Array  # one of the above, or _OVER
+  phase: Array  # one of the above
   turn: Array
   written: Array  # tokens of this report, or of this result
   fact: Array  # that is being told
@@ -57,25 +45,26 @@ class _State(Record):
 
 def make(
   *, facts: int = 6, asked: int = 3, turns: int = 5, report: int = 2, noise: int = 2
-) -> World:
+) -> world.World:
   """`asked` of `facts` names; report=0 forbids reports."""
-  check("ledger.facts", facts, 1, 26)
-  check("ledger.asked", asked, 1, facts)
-  check("ledger.turns", turns, asked + 1, 64)
-  check("ledger.report", report, 0, 32)
-  check("ledger.noise", noise, 0, 32)
+  world.check("ledger.facts", facts, 1, 26)
+  world.check("ledger.asked", asked, 1, facts)
+  world.check("ledger.turns", turns, asked + 1, 64)
+  world.check("ledger.report", report, 0, 32)
+  world.check("ledger.noise", noise, 0, 32)
   signs = range(_NAME + facts, _NAME + facts + 5)
   size = turns * (2 + (report + 2 if report else 0)) + (turns - 1) * (1 + noise)
 
   def problem(key):
-    values, order, about = draw(key, (facts, 10), (facts, MANY), (facts * noise, len(_NOISE)))
+    count = facts * noise
+    values, order, about = world.draw(key, (facts, 10), (facts, world.MANY), (count, len(_NOISE)))
     names = jnp.sort(jnp.argsort(order)[:asked])
     about = about.reshape(facts, noise) + signs[-1] + 1
     results = jnp.concatenate([values[:, None] + _FIRST, about], axis=1)
     wanted = jnp.any(names[:, None] == jnp.arange(facts)[None, :], axis=0)
     tokens = jnp.append(names + _NAME, jnp.int32(signs[4]))
     data = {"results": results, "asked": wanted, "sum": jnp.sum(values[names]) % 10}
-    return Problem(tokens=tokens.astype(jnp.int32), length=jnp.int32(asked + 1), data=data)
+    return world.Problem(tokens=tokens.astype(jnp.int32), length=jnp.int32(asked + 1), data=data)
 
   def start(problem):
     del problem
@@ -84,13 +73,13 @@ def make(
       phase=zero, turn=zero, written=zero, fact=zero, read=jnp.zeros(facts, bool), reports=zero,
       right=no, useful=jnp.zeros(turns),
     )  # fmt: skip
-    return state, Next(force=jnp.int32(-1), done=no, turn=zero)
+    return state, world.Next(force=jnp.int32(-1), done=no, turn=zero)
 
   def score(problem, state, tokens, length):
     del tokens, length
     reward = state.right.astype(jnp.float32)
-    parts = floats(jnp.sum(state.read & problem.data["asked"]), state.reports)
-    return Verdict(reward=reward, correct=state.right, parts=parts, turn_reward=state.useful)
+    parts = world.floats(jnp.sum(state.read & problem.data["asked"]), state.reports)
+    return world.Verdict(reward=reward, correct=state.right, parts=parts, turn_reward=state.useful)
 
   step = lambda problem, state, token: _step(problem.data, state, token, signs, report)
   choose = lambda problem, state: _choose(problem.data, state, signs, report)
@@ -98,14 +87,14 @@ def make(
   symbols = ("_", ".", *digits, *names, "[", "]", "@", "=", "?", *_NOISE)
   v = float(len(symbols))
   q = sum(((v - 2) / v) ** w for w in range(report + 1)) / v**2 if report else 0.0
-  return World(
+  return world.World(
     name="ledger",
     symbols=symbols,
     prompt=asked + 1,
     answer=size,
     problem=problem,
     score=score,
-    solution=lambda problem: follow(start, step, choose, problem, size),
+    solution=lambda problem: world.follow(start, step, choose, problem, size),
     chance=(1 + q) / v**2 * sum(((1 + q) * facts / v**2) ** t for t in range(turns)),
     turns=turns,
     parts=("asked", "reports"),
@@ -125,7 +114,7 @@ def _step(data, state: _State, token, signs, report: int):
   may_read = (token == reads) & (state.turn < turns - 1)
   acts = jnp.where(may_read, _WHICH, jnp.where(token == says, _SAY, _OVER))
   begins = jnp.where((token == opened) & (report > 0), _REPORT, acts)
-  goes_on = (token != STOP) & (state.written < report)
+  goes_on = (token != world.STOP) & (state.written < report)
   reported = (state.phase == _REPORT) & (token == closed)
   writes = jnp.where(reported, _ACT, jnp.where(goes_on, _REPORT, _OVER))
   tells = jnp.where(state.written + 1 < told, _TELL, _OPEN)
@@ -146,7 +135,7 @@ def _step(data, state: _State, token, signs, report: int):
     useful=state.useful.at[state.turn].add(earned),
   )
   force = jnp.where(phase == _TELL, data["results"][fact, jnp.minimum(written, told - 1)], -1)
-  return state, Next(force=force, done=phase == _OVER, turn=turn)
+  return state, world.Next(force=force, done=phase == _OVER, turn=turn)
 
 
 def _choose(data, state: _State, signs, report: int):
