@@ -104,7 +104,7 @@ def get_config(variant: str = "") -> Any:
   c = base()
   c.data = DATA[kind]
   if "darkroom" in kind:
-    c.steps = 4000
+    c.steps, c.eval.episodes, c.eval.every = 12_000, 10, 2000
   if "paper" in parts:
     data, c.optimizer.lr, c.steps = PAPER[kind]
     c.data.update(data)

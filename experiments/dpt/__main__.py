@@ -72,7 +72,9 @@ def _lines(part: str, run: claims.Run) -> dict[str, np.ndarray]:
     return {"trained": run.curves["distance"], "untrained": run.before["distance"]}
   if part == "darkroom":
     returns = run.curves["return"]
-    return {"DPT": returns, "optimal": np.full((1, returns.shape[1]), run.oracles["best"])}
+    known = {k: np.asarray(v)[None] for k, v in run.oracles["return"].items()}
+    best = np.full((1, returns.shape[1]), run.oracles["best"])
+    return {"DPT": returns} | known | {"optimal": best}
   others = {k: np.cumsum(v)[None] for k, v in run.oracles["online"].items()}
   return {"DPT": np.cumsum(run.curves["online"], axis=1)} | others
 

@@ -26,7 +26,12 @@ NOTES = (
   "at a regret of 14.8), context of 100 (Darkroom 7x7: 50), a few thousand steps "
   "of 64 fresh contexts instead of half a million; all prefixes 0..H are trained, as in the paper. "
   "That Emp is beaten is the card's expectation for H = 100; on Gaussian arms with noise 0.3 Emp, "
-  "which tries every arm first, may itself be as good as Thompson sampling there."
+  "which tries every arm first, may itself be as good as Thompson sampling there. Darkroom first "
+  "ran for 4000 steps, and ended at a return of 10 in the third episode and 18 in the fifth. Then "
+  "exact posterior sampling was computed (rollout/exact_posterior.py), which DPT tends to: its "
+  "actions too are drawn one by one with the context frozen, so it wanders, and even its third "
+  "episode is far below 80% of the optimum. The statement of three episodes stays as it was; that "
+  "which compares with exact posterior sampling, 12,000 steps and ten episodes were chosen then."
 )
 
 
@@ -106,7 +111,13 @@ def darkroom(run: Run) -> list[Statement]:
       "Darkroom: return of the third episode > 80% of the optimum on held-out goals",
       third,
       np.full(len(third), 0.8 * run.oracles["best"]),
-    )
+    ),
+    not_less(
+      "Darkroom: mean return of ten episodes >= 80% of exact posterior sampling's",
+      run.curves["return"].mean(axis=1),
+      np.full(len(third), 0.8 * np.mean(run.oracles["return"]["exact posterior"])),
+      0,
+    ),
   ]
 
 

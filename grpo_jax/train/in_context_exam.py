@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.errors import UserError
-from grpo_jax.rollout import bandit_oracles, in_context, in_context_history
+from grpo_jax.rollout import bandit_oracles, exact_posterior, in_context, in_context_history
 from grpo_jax.rollout.transition_tokens import Layout
 from grpo_jax.tabular.posterior import total_variation
 from grpo_jax.train.in_context_data import Source, contexts
@@ -121,13 +121,18 @@ def _episodes(layout, config, params, exam, size, key):
 
 
 def oracles(layout: Layout, params: dict, exam: Exam, size: Size) -> dict[str, dict[str, Array]]:
-  """{"online": {learner: [B, T]}, "offline": {rule: [B, H + 1]}} of suboptimality, on the exam's
-  tasks; for families with several states {"online": {}, "offline": {}}."""
-  if not is_bandit(layout):
-    return {"online": {}, "offline": {}}
+  """Of bandits {"online": {learner: [B, T]}, "offline": {rule: [B, H + 1]}}, suboptimality on the
+  exam's tasks; of others {"return": {learner: [B, E]}}, by episode. What there is not is {}."""
   family, steps = layout.family, size.steps or layout.steps
   key, other = jax.random.split(jax.random.key(_KEY + 2))
+  if not is_bandit(layout):
+    if family.recall is None or family.heldout is None:
+      return {"online": {}, "offline": {}, "return": {}}
+    played = exact_posterior.play(family, exam.tasks, key, size.episodes, layout.steps)
+    returns = {"exact posterior": jnp.sum(played.reward, axis=2)}
+    return {"online": {}, "offline": {}, "return": returns}
   return {
+    "return": {},
     "online": bandit_oracles.online(family, params, exam.tasks, key, steps),
     "offline": bandit_oracles.offline(family, params, exam.tasks, exam.states, exam.data, other),
   }

@@ -215,6 +215,8 @@ class Examiner:
       out[f"regret_{name}"] = float(np.mean(np.sum(value, axis=1)))
     for name, value in self.oracles["offline"].items():
       out[f"offline_{name}"] = float(np.mean(value[:, -1]))
+    for name, value in self.oracles["return"].items():
+      out[f"return_{name.replace(' ', '_')}"] = float(np.mean(value[:, -1]))
     return out if self.oracles["online"] else out | {"best": self.best}
 
 

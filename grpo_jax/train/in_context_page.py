@@ -59,6 +59,7 @@ def _figures(steps: list[dict], oracles: dict):
   else:
     size = curves["return"].shape[1]
     lines = {"model": curves["return"], "optimal": np.full((1, size), oracles["best"])}
+    lines |= {k: np.asarray(v)[None] for k, v in oracles.get("return", {}).items()}
     yield plot(lines, "return against episode in context, online", first=1)
     yield plot({"model": curves["right"]}, "share of actions that are the label", first=1)
   name = "regret" if "online" in curves else "return"

@@ -89,6 +89,7 @@ def make(
     heldout=heldout,
     states=n * n,
     index=lambda state: state[0] * n + state[1],
+    recall=lambda seen: seen.astype(jnp.int32),
   )
 
 

@@ -36,6 +36,7 @@ class Family:
                                            order then says something
   states, index(state) -> i32[]            how many states there are, and which one this is: only
                                            families with finitely many
+  recall(f32[S]) -> state                  the inverse of `observe`, where all of the state is seen
   """
 
   name: str
@@ -58,6 +59,7 @@ class Family:
   continuous: bool = False
   states: int | None = None
   index: Callable[[Any], Array] | None = None
+  recall: Callable[[Array], Any] | None = None
 
   def lost(self, task, state, action) -> Float[Array, ""]:
     """Suboptimality of one step: expected reward of the optimal action minus that of this one."""
