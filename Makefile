@@ -58,7 +58,7 @@ format: dev ## what ruff can mend
 	$(VENV)/bin/ruff format .
 
 test: lint ## lint, then the fast tests
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --durations=25
 
 test-slow: dev ## tests of more than a few seconds
 	$(PY) -m pytest -m slow

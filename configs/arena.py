@@ -38,7 +38,12 @@ def get_config(variant: str = "") -> ConfigDict:
     "reverse": {"world": "sequence", "params": {"task": "reverse"}},
     "gated": {"world": "gated"},
     "guess": {"world": "hidden_number", "skip": ("rank_grpo",)},
-    "rank": {"world": "ranked_list", "measure": "reward", "skip": ("igpo",)},
+    "rank": {
+      "world": "ranked_list",
+      "params": {"items": 4},
+      "measure": "reward",
+      "skip": ("igpo",),
+    },
   }
   short = ("reverse", "gated")
   twice = {"mini": 2}  # the second update is off-policy by the first: else no clip acts

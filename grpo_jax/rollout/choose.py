@@ -64,8 +64,10 @@ def inverse_cdf(logits: Float[Array, "X V"], uniform: Float[Array, " X"]) -> Int
   row where Gumbel noise needs V.
   """
   x, v = logits.shape
-  logits = jnp.pad(logits, ((0, 0), (0, -v % _BLOCK)), constant_values=-jnp.inf)
-  weight = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)).reshape(x, -1, _BLOCK)
+  weight = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  if v <= _BLOCK:
+    return _first_above(weight, uniform * jnp.sum(weight, axis=-1))[0].astype(jnp.int32)
+  weight = jnp.pad(weight, ((0, 0), (0, -v % _BLOCK))).reshape(x, -1, _BLOCK)
   mass = jnp.sum(weight, axis=-1)
   goal = uniform * jnp.sum(mass, axis=-1)
   block, before = _first_above(mass, goal)

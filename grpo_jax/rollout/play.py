@@ -115,9 +115,7 @@ def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
   state, following = jax.tree.map(copies, start)
   step_world = jax.vmap(jax.vmap(world.step, in_axes=(None, 0, 0)))
 
-  def one(live: _Live, index):
-    draw = jax.vmap(jax.vmap(sampler.uniform, in_axes=(None, 0, None)), in_axes=(0, None, None))
-    u = draw(keys, jnp.arange(group), index)
+  def one(live: _Live, u):
     flat = live.logits.reshape(n * group, -1)
     token, logp = sampler.choose_with_logp(flat, u.reshape(-1), choice)
     token, logp = token.reshape(n, group), logp.reshape(n, group)
@@ -142,7 +140,8 @@ def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
     state=state,
     next=following,
   )
-  live, wrote = jax.lax.scan(one, live, jnp.arange(t))
+  draws = sampler.uniforms(keys, jnp.arange(group), jnp.arange(t))
+  live, wrote = jax.lax.scan(one, live, jnp.moveaxis(draws, 2, 0))
   token, logp, mine, turn, alive = (jnp.moveaxis(x, 0, -1) for x in wrote)
   return Episodes(
     tokens=token,

@@ -111,16 +111,16 @@ def _apart(tree, layers: int) -> list:
   return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(layers)]
 
 
-def _advance(slots, logits, keys, stop_ids, choice):
+def _advance(slots, logits, draws, stop_ids, choice):
   """Samples one token a live slot from logits [N, S, V], records it, refills ended slots."""
   n, s, v = logits.shape
   group, budget = slots.out.tokens.shape[1:]
   live = slots.sample < group
-  draw = jax.vmap(jax.vmap(uniform, in_axes=(None, 0, 0)))(keys, slots.sample, slots.fed)
+  row = jnp.arange(n)[:, None]
+  draw = draws[row, slots.sample, slots.fed]  # of no use where a slot is at none
   token, logp = choose_with_logp(logits.reshape(n * s, v), draw.reshape(n * s), choice)
   token, logp = token.reshape(n, s), logp.reshape(n, s)
 
-  row = jnp.arange(n)[:, None]
   sample = jnp.where(live, slots.sample, group)  # out of range: the write is dropped
   stop = jnp.any(token[..., None] == stop_ids[None, None], axis=-1)
   done = live & (stop | (slots.fed + 1 >= budget))
@@ -147,9 +147,16 @@ def choose_with_logp(logits: Float[Array, "X V"], draw: Float[Array, " X"], choi
   return token, token_logprob.from_logits(scaled, token).logp
 
 
-def uniform(key, sample, position):
-  """The number in [0, 1) that decides a token."""
-  return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, sample), position))
+def uniforms(keys, samples: Int[Array, " S"], positions: Int[Array, " T"]) -> Float[Array, "N S T"]:
+  """The numbers in [0, 1) that decide tokens. Drawn before the loop over tokens: a generator inside
+  it costs a small model more than its layers do."""
+
+  def one(key, sample, position):
+    return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, sample), position))
+
+  along = jax.vmap(one, in_axes=(None, None, 0))
+  each = jax.vmap(jax.vmap(along, in_axes=(None, 0, None)), in_axes=(0, None, None))
+  return each(keys, samples, positions)
 
 
 def project(params, x: Array) -> Array:
@@ -229,8 +236,9 @@ def sample(
       steps=jnp.int32(0),
     ),
   )
+  draws = uniforms(keys, jnp.arange(group), jnp.arange(budget))
   state = _advance(
-    state, jnp.broadcast_to(first[:, None], (n, s, first.shape[-1])), keys, stops, choice
+    state, jnp.broadcast_to(first[:, None], (n, s, first.shape[-1])), draws, stops, choice
   )
 
   def more(state):
@@ -241,7 +249,7 @@ def sample(
     fresh = (state.fed == 0)[..., None]
     logits = project(params, x)
     logits = jnp.where(fresh, first[:, None], logits) if s < group else logits
-    state = _advance(state, logits, keys, stops, choice)
+    state = _advance(state, logits, draws, stops, choice)
     return state._replace(step=state.step + 1)
 
   state = jax.lax.while_loop(more, step, state)

@@ -175,10 +175,9 @@ def _grow(world, config, params, problems, keys, plan, choice) -> list[_Level]:
 def _write(config, params, prefix, keys, choice, live: _Live, nodes, begin: int, end: int):
   """Columns begin to end - 1 of the nodes: (live, (tokens, logp, sampled), [N, W, end - begin])."""
   n, width = live.done.shape
-  draw = jax.vmap(jax.vmap(sampler.uniform, in_axes=(None, 0, None)), in_axes=(0, None, None))
+  draws = sampler.uniforms(keys, nodes, jnp.arange(begin, end))
 
-  def one(live: _Live, index):
-    u = draw(keys, nodes, index)
+  def one(live: _Live, u):
     flat = live.logits.reshape(n * width, -1)
     token, logp = sampler.choose_with_logp(flat, u.reshape(-1), choice)
     on = ~live.done
@@ -188,7 +187,7 @@ def _write(config, params, prefix, keys, choice, live: _Live, nodes, begin: int,
     x, live = sampler.decode(config, params, prefix, live)
     return live._replace(step=live.step + 1, logits=sampler.project(params, x)), wrote
 
-  live, wrote = jax.lax.scan(one, live, jnp.arange(begin, end))
+  live, wrote = jax.lax.scan(one, live, jnp.moveaxis(draws, 2, 0))
   return live, tuple(jnp.moveaxis(x, 0, -1) for x in wrote)
 
 

@@ -131,8 +131,8 @@ def make_run(
 
     def stretch(state, index):
       steps = index * plan.eval_every + jnp.arange(plan.eval_every)
-      one = lambda s, i: iterate(s, reference, jax.random.fold_in(key, i + 2))
-      state, metrics = jax.lax.scan(one, state, steps)
+      one = lambda s, keys: iterate(s, reference, keys)
+      state, metrics = jax.lax.scan(one, state, _keys(key, steps))
       return state, (metrics, evaluate(state.params))
 
     stretches = jnp.arange(plan.updates // plan.eval_every)
@@ -157,16 +157,23 @@ def make_start(world: World, plan: Plan, config: ModelConfig | None = None):
   return start
 
 
+def _keys(key: Array, steps: Int[Array, " S"]) -> Array:
+  """Keys [S, 3]: of the problems, the samples and the mini-batches of every step. Made together,
+  since a generator inside the loop over steps costs a small model as much as a layer."""
+  fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  return jax.vmap(fold, in_axes=(0, None))(fold(key, steps + 2), jnp.arange(3))
+
+
 def make_iteration(world, config, method, plan, forward, update, cut):
-  """iterate(state, reference, key) -> (state, metrics): one step of reinforcement learning."""
+  """iterate(state, reference, keys [3]) -> (state, metrics): one step of reinforcement learning."""
   sampling = method.plan
   rounds = 1 + sampling.resample if isinstance(sampling, Flat) else 1
   demonstrate = isinstance(sampling, Flat) and sampling.demonstrate
   sample = make_draw(world, config, sampling, plan.group)
   late = "drift" in method.needs  # then the state holds completions beside the method's own
 
-  def iterate(state: TrainState, reference: Any, key: Array):
-    pick, draw, shuffle = (jax.random.fold_in(key, i) for i in range(3))
+  def iterate(state: TrainState, reference: Any, keys: Array):
+    pick, draw, shuffle = keys
 
     # sample, verify
     memory = state.method_state[0] if late else state.method_state
