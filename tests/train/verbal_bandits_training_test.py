@@ -34,7 +34,7 @@ FAMILY = contextual.get("bandit", arms=3, steps=4, reward="bernoulli", means="ga
 # Two tasks of two games: of the first the better game is game 0, of the second game 3.
 ACTION = np.asarray([[0, 0, 1, 0], [1, 2, 1, 1], [2, 1, 0, 2], [0, 1, 1, 1]], np.int32)
 LOST = 0.5 * (np.asarray([0, 0, 1, 1])[:, None] != ACTION)
-GAMES = Games(ACTION, (LOST == 0).astype(np.float32), LOST)
+GAMES = Games(ACTION, (LOST == 0).astype(np.float32), LOST, np.zeros_like(ACTION))
 
 
 @pytest.fixture(scope="module")
