@@ -8,6 +8,7 @@ MovieLens 1M is read through tensorflow-datasets, whose `movielens/1m-ratings` h
 joined to every rating. It is not ours to pass on; `prepare` downloads it where there is a network.
 """
 
+import collections
 import pathlib
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def prepare(data_dir: str | None = None) -> str:
 
 def read(path: str, films: int, *, seed: int = 0) -> Ratings:
   """A prepared folder of `movielens/1m-ratings`, as array_record: all its ratings of the `films`
-  films that have the most of them (ties: the lower id first).
+  films that have the most of them (ties: the lower id first). Rows are read one by one: the million
+  of MovieLens takes minutes.
 
   Raises UserError for a folder of something else, and for fewer films than wanted.
   """
@@ -82,42 +84,40 @@ def read(path: str, films: int, *, seed: int = 0) -> Ratings:
   if missing := [name for name in _NEEDED if name not in builder.info.features]:
     raise UserError(f"data.path: {path!r} has no {missing[0]}; give a folder of {NAME}")
   try:
-    rows = list(builder.as_data_source("train", decoders=_only(_NEEDED)))
+    stored = builder.as_data_source("train")
   except NotImplementedError as error:
     raise UserError(
       f"data.path: {path!r} is not stored as array_record; prepare it with "
       "file_format='array_record'"
     ) from error
-  text = lambda x: x.decode() if isinstance(x, bytes) else str(x)
-  number = lambda name: np.asarray([int(text(row[name])) for row in rows])
-  film, person = number("movie_id"), number("user_id")
-  ids, first, times = np.unique(film, return_index=True, return_counts=True)
-  if films > len(ids):
-    raise UserError(f"data.arms={films}: the data set has {len(ids)} films")
-  top = np.lexsort((ids, -times))[:films]
-  people, met, user = np.unique(person, return_index=True, return_inverse=True)
-  order = np.random.RandomState(seed).permutation(len(people))
-  table = np.zeros((len(people), films))
-  for k, column in enumerate(top):
-    of = film == ids[column]
-    table[user[of], k] = [float(rows[i]["user_rating"]) for i in np.flatnonzero(of)]
-  return Ratings(
-    table=table[order],
-    titles=tuple(_title(text(rows[first[column]]["movie_title"])) for column in top),
-    users=tuple(
-      User(
+  titles, told, given = {}, {}, []
+  for row in stored:
+    film, user = int(_text(row["movie_id"])), int(_text(row["user_id"]))
+    given.append((user, film, float(row["user_rating"])))
+    if film not in titles:
+      titles[film] = _title(_text(row["movie_title"]))
+    if user not in told:
+      told[user] = User(
         int(row["bucketized_user_age"]),
         bool(row["user_gender"]),
-        text(row["user_occupation_text"]),
-        text(row["user_zip_code"]),
+        _text(row["user_occupation_text"]),
+        _text(row["user_zip_code"]),
       )
-      for row in (rows[met[i]] for i in order)
-    ),
-  )
+  if films > len(titles):
+    raise UserError(f"data.arms={films}: the data set has {len(titles)} films")
+  times = collections.Counter(film for _, film, _ in given)
+  top = sorted(titles, key=lambda film: (-times[film], film))[:films]
+  order = np.random.RandomState(seed).permutation(np.asarray(sorted(told))).tolist()
+  row_of, column_of = ({x: i for i, x in enumerate(those)} for those in (order, top))
+  table = np.zeros((len(order), films))
+  for user, film, stars in given:
+    if film in column_of:
+      table[row_of[user], column_of[film]] = stars
+  return Ratings(table, tuple(titles[f] for f in top), tuple(told[u] for u in order))
 
 
-def _only(names) -> Any:
-  return tensorflow_datasets().decode.PartialDecoding(dict.fromkeys(names, True))
+def _text(value: Any) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _title(text: str) -> str:

@@ -33,11 +33,11 @@ def lines(speaker: Speaker) -> Lines:
   scene, encode = speaker.scene, speaker.tokenizer.backend.encode
   if speaker.style != "raw":
     raise UserError(f"history={speaker.style!r}: only a raw history grows by lines; use 'raw'")
+  if scene.users:
+    raise UserError("scenario: users come, and lines differ in length; play them prompt by prompt")
   if speaker.names.length.max() > 1:
     raise UserError(f"scenario: the tokenizer splits one of {', '.join(scene.names)}; use others")
   opening = encode(scene.verb)
-  if scene.users:
-    raise UserError("scenario: users come, and lines differ in length; play them prompt by prompt")
   size = len(opening)
   after = []
   for reward in (0, 1):
