@@ -43,11 +43,11 @@ def check(c: Any) -> None:
     group, name = path.split(".")
     if c[group][name] < 1:
       raise UserError(f"{path}={c[group][name]}: must be at least 1")
+  settings.check(c.data)
   known = conditions(c)
   for name in c.conditions:
     if name not in known:
       raise unknown("conditions", name, known)
-  settings.check(c.data)
   for part, rows in (("oft", c.oft.games), ("grpo", c.grpo.tasks)):
     if rows % c[part].micro:
       raise UserError(f"{part}.micro={c[part].micro}: must divide the {rows} prompts of a step")

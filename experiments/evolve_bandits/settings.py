@@ -29,6 +29,12 @@ def contextual(data: Any) -> bool:
 def check(data: Any) -> None:
   """UserError for a field that is not read, and for what has no texts."""
   known = FILMS if contextual(data) else ARMS
+  for name in known:
+    if name not in data:
+      raise UserError(
+        f"data.{name}: missing for scenario {data.scenario!r}; films are played by "
+        "--config=configs/evolve_bandits.py:contextual, arms without it"
+      )
   for name in data:
     if name not in known:
       raise unknown("data", name, known)

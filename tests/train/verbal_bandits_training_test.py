@@ -164,6 +164,7 @@ def test_the_contextual_debug_config_plays_its_conditions_for_users(tiny, tmp_pa
     ("--config.grpo.micro=3", "grpo.micro=3: must divide the 2 prompts"),
     ("--config.grpo.tsks=3", "did you mean 'tasks'"),
     ("--config.data.rank=3", "data: unknown name 'rank'"),
+    ("--config.data.scenario=movies", "data.source: missing for scenario 'movies'; films are"),
     ("--workdr=x", "did you mean '--workdir'"),
   ],
 )
@@ -182,6 +183,7 @@ def test_a_wrong_setting_is_one_line_before_the_model_is_loaded(
     ("--config.data.arms=31", "data.arms=31: the synthetic ratings are of 1 to 30 films"),
     ("--config.data.source=movilens", "did you mean 'movielens'"),
     ("--config.data.gap=0.2", "data: unknown name 'gap'"),
+    ("--config.data.scenario=buttons", "data.gap: missing for scenario 'buttons'; films are"),
     ("--config.data.rank=0", "data.rank=0: must be at least 1"),
     ("--config.data.features=-1", "data.features=-1: must be at least 0"),
     ("--config.conditions=oft", "conditions: unknown name 'oft'"),
