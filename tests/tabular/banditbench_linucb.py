@@ -45,7 +45,7 @@ def main(path: str) -> None:
       self._approx_ratings_matrix = (self._u_hat * self._s_hat) @ self._v_hat.T
       self._user_idx_to_feats, self._movie_idx_to_feats = [None] * len(table), {}
 
-  out = {"steps": STEPS}
+  out: dict = {"steps": STEPS}
   for scale in SCALES:
     Given.scale = scale
     rewards, kept = [], []

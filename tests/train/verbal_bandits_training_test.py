@@ -22,6 +22,7 @@ from grpo_jax.rollout.verbal_bandits import Games, Speaker
 from grpo_jax.tabular import bandits
 from grpo_jax.train import verbal_bandits
 
+CONDITIONS = run.conditions(evolve_bandits.get_config())
 FILMS = "configs/evolve_bandits.py:contextual,debug"
 SCENE = words.scenario("buttons", 3)
 TOKENS = tokenizer(SCENE.names)
@@ -123,10 +124,10 @@ def test_the_debug_config_plays_every_condition_and_a_second_run_plays_none(
   final = json.loads(printed[-1].removeprefix("final: "))
   evidence = json.loads((tmp_path / "run/verdict.json").read_text())
   assert final["verdict"] == evidence["verdict"]
-  assert set(evidence["numbers"]) == set(run.CONDITIONS) and len(evidence["statements"]) == 6
+  assert set(evidence["numbers"]) == set(CONDITIONS) and len(evidence["statements"]) == 6
   for row in evidence["numbers"].values():
     assert 0 <= row["regret"] <= 2 and row["beta"] >= 0 and 0 <= row["OptFrac"] <= 1
-  assert (tmp_path / "run/table.md").read_text().count("\n") == 2 + len(run.CONDITIONS)
+  assert (tmp_path / "run/table.md").read_text().count("\n") == 2 + len(CONDITIONS)
   assert (tmp_path / "run/curves.png").stat().st_size > 1000
   assert tiny == ["smollm2"]
 
