@@ -60,17 +60,18 @@ def prepare(data_dir: str | None = None) -> str:
   """The folder of MovieLens 1M below `data_dir`, downloaded and written if it is not there; that
   needs a network and TensorFlow, reading it neither. UserError, one line, where it fails."""
   tfds = tensorflow_datasets()
-  builder = tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
-  if not (pathlib.Path(builder.data_path) / "dataset_info.json").is_file():
+  folder = tfds.builder(NAME, data_dir=data_dir).data_path
+  if not (pathlib.Path(folder) / "dataset_info.json").is_file():
     try:
-      builder.download_and_prepare()
+      made = tfds.builder(NAME, data_dir=data_dir, file_format="array_record")
+      made.download_and_prepare()
     except Exception as error:  # of the network, of a disk, or a missing TensorFlow
       why = " ".join(str(error).split())[:120]
       raise UserError(
         f"data.source='movielens': {NAME} cannot be downloaded here ({type(error).__name__}: "
         f"{why}); give its prepared folder as data.path, or data.source=synthetic"
       ) from error
-  return str(builder.data_path)
+  return str(folder)
 
 
 def read(path: str, films: int, *, seed: int = 0) -> Ratings:

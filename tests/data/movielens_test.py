@@ -1,5 +1,7 @@
 """Ratings: MovieLens 1M as tensorflow-datasets stores it, and the matrix of our own."""
 
+import shutil
+
 import numpy as np
 import pytest
 from tensorflow_datasets.structured import movielens as official
@@ -102,6 +104,15 @@ def test_what_cannot_be_had_is_one_line_that_says_what_to_do(folder, tmp_path, m
   other = tfds_source.write(str(tmp_path / "other"), {"train": [Problem(0, "p", "q", "a", {})]})
   with pytest.raises(UserError, match="has no movie_id; give a folder of movielens/1m-ratings"):
     movielens.read(other, 3)
+
+
+def test_a_folder_in_another_format_is_refused_with_the_format_to_give(folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / f"{movielens.NAME}/0.1.1")
+  info = copy / "dataset_info.json"
+  info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  assert movielens.prepare(str(tmp_path)) == str(copy)
+  with pytest.raises(UserError, match="not stored as array_record; prepare it with file_format="):
+    movielens.read(str(copy), 2)
 
 
 # ---- synthetic -----------------------------------------------------------------------------------
