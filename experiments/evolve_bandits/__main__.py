@@ -69,6 +69,7 @@ def test(c: Any, workdir: Path, argv: list[str]) -> dict:
   }
   same = c.to_dict() == evolve_bandits.get_config(kind).to_dict()
   folder = HERE / kind if same else workdir
+  folder.mkdir(parents=True, exist_ok=True)
   atomic.write(folder / "table.md", markdown(rows))
   draw(games, folder / "curves.png")
   print(markdown(rows))
