@@ -90,7 +90,7 @@ def test_imitation_lowers_the_loss_from_a_uniform_policy_and_its_loss_is_the_lik
   losses = [metrics["loss"] for metrics, _ in steps]
   np.testing.assert_allclose(losses, [loss for _, loss in seen], atol=1e-4)
   assert losses[0] == pytest.approx(math.log(3), abs=0.3) and losses[-1] < 0.6 * losses[0]
-  assert (seen[0][0].action[:, :3] == np.arange(3)).all()
+  assert (np.asarray(seen[0][0].action)[:, :3] == np.arange(3)).all()
 
 
 def test_games_of_a_task_are_side_by_side_and_differ(params):
