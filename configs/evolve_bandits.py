@@ -1,6 +1,8 @@
 """Bandits in words for SmolLM2-135M (EVOLvE, card 26): `python -m experiments.evolve_bandits`.
 
-`:debug` has every part of a run, in under a minute of two cores once the model is loaded.
+`:contextual` has films recommended to users who come, on synthetic ratings; `:debug` and
+`:contextual,debug` have every part of a run, in under a minute of two cores once the model is
+loaded.
 """
 
 from typing import Any
@@ -49,8 +51,24 @@ def get_config(variant: str = "") -> Any:
     "oft",
     "oft_grpo",
   )
+  parts = common.check_variant(variant, ("contextual", "debug"))
+  if "contextual" in parts:
+    c.data = ConfigDict(
+      {
+        "scenario": "movies",
+        "source": "synthetic",  # or movielens: grpo_jax/data/movielens.py
+        "path": "",  # its prepared folder; empty: where tensorflow-datasets keeps it
+        "seed": 0,  # of the order of the users, and of synthetic ratings
+        "arms": 10,
+        "rank": 20,
+        "features": 3,  # numbers of a user that are written
+        "steps": 20,
+      }
+    )
+    c.eval.games = 8
+    c.conditions = ("linucb", "greedy", "uniform", "base_rh", "base_sh", "guided_ag", "few_shot_sh")
   c.lock()
-  if common.check_variant(variant):
+  if "debug" in parts:
     c.data.update(arms=3, steps=4)
     c.eval.games = 4  # as many as GRPO plays: one program
     c.shots.update(skip=1, every=1, count=2)

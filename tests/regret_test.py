@@ -18,8 +18,8 @@ TASKS = jax.vmap(FAMILY.task)(jax.random.split(jax.random.key(0), 6))
 
 
 def games(learner, steps=20):
-  choose = verbal_bandits.by_learner(learner, 4)
-  return verbal_bandits.play(FAMILY, TASKS, jax.random.key(1), steps, choose)
+  played = verbal_bandits.play_learner(FAMILY, TASKS, jax.random.key(1), steps, learner)
+  return jax.tree.map(np.asarray, played)
 
 
 def test_regret_never_falls_counts_sum_to_the_pulls_and_the_best_arm_has_none():
@@ -29,7 +29,7 @@ def test_regret_never_falls_counts_sum_to_the_pulls_and_the_best_arm_has_none():
   n = regret.counts(played.action, 4)
   assert (n.sum(axis=2) == np.arange(1, 21)).all()
   best = np.asarray(TASKS.mean).argmax(1)
-  optimal = verbal_bandits.play(FAMILY, TASKS, jax.random.key(1), 20, lambda a, r, k: best)
+  optimal = verbal_bandits.play(FAMILY, TASKS, jax.random.key(1), 20, lambda s, a, r, k: best)
   assert (regret.regret(optimal.lost) == 0).all()
   assert (regret.opt_frac(optimal.lost) == 1).all() and not regret.suffix_fail(optimal.lost).any()
   assert (regret.min_frac(optimal.action, 4) == 0).all()
@@ -88,8 +88,8 @@ def test_one_arm_and_equal_arms_have_no_hardness():
       regret.fit(np.ones(5), regret.least_gap(np.asarray(mean)))
   one = contextual.get("bandit", arms=1, steps=5, reward="bernoulli", means="gap", gap=0.5)
   tasks = jax.vmap(one.task)(jax.random.split(jax.random.key(0), 2))
-  choose = verbal_bandits.by_learner(bandits.ucb(1), 1)
-  played = verbal_bandits.play(one, tasks, jax.random.key(0), 5, choose)
+  played = verbal_bandits.play_learner(one, tasks, jax.random.key(0), 5, bandits.ucb(1))
+  played = jax.tree.map(np.asarray, played)
   assert (played.lost == 0).all() and (regret.min_frac(played.action, 1) == 1).all()
 
 

@@ -1,11 +1,12 @@
 """EVOLvE's claims, tested on SmolLM2: plays what is missing, judges, and writes the evidence.
 
-  python -m experiments.evolve_bandits [--config=configs/evolve_bandits.py:debug]
+  python -m experiments.evolve_bandits [--config=configs/evolve_bandits.py[:contextual][,debug]]
                                        [--config.a.b=value] [--workdir=runs/evolve_bandits]
 
 WORKDIR has the games of every condition, so the same command goes on where it stopped. With the
-config as it is in configs/, verdict.json, table.md and curves.png go to this folder, else to
-WORKDIR. The last line of stdout is `final: {json}`. About half an hour on two cores.
+config as it is in configs/, verdict.json, table.md and curves.png go to this folder, those of
+`:contextual` to its folder of that name, else to WORKDIR. The last line of stdout is `final:
+{json}`. About half an hour on two cores.
 """
 
 import json
@@ -23,9 +24,11 @@ from grpo_jax.train import atomic
 
 HERE = Path(__file__).parent
 CONFIG = "configs/evolve_bandits.py"
+ORACLES = ("ucb", "linucb", "thompson", "greedy", "uniform")
 COLUMNS = ("regret", "s.e.", "alpha", "beta", "OptFrac", "MinFrac", "SuffixFail", "win rate")
 TITLES = {
   "ucb": "UCB",
+  "linucb": "LinUCB",
   "thompson": "Thompson",
   "greedy": "greedy",
   "uniform": "uniform",
@@ -49,31 +52,34 @@ def parse(argv: list[str]) -> tuple[Any, Path]:
 
 
 def test(c: Any, workdir: Path, argv: list[str]) -> dict:
-  from experiments.evolve_bandits import run
+  from experiments.evolve_bandits import run, settings
   from grpo_jax.train import launch
 
   launch.use_cache()
   start = time.monotonic()
   games = run.run(c, workdir)
-  rows = table(games, c.data.arms, c.data.gap)
+  kind = "contextual" if settings.contextual(c.data) else ""
+  rows = table(games, c.data.arms, c.data.get("gap", 0))
   flags = [a for a in argv if not a.startswith("--workdir")]
   more = {
     "numbers": rows,
     "command": " ".join(["python -m experiments.evolve_bandits", *flags]),
     "config": json.loads(c.to_json_best_effort()),
-    "notes": claims.NOTES,
+    "notes": claims.NOTES[kind],
   }
-  same = c.to_dict() == evolve_bandits.get_config().to_dict()
-  folder = HERE if same else workdir
+  same = c.to_dict() == evolve_bandits.get_config(kind).to_dict()
+  folder = HERE / kind if same else workdir
+  folder.mkdir(parents=True, exist_ok=True)
   atomic.write(folder / "table.md", markdown(rows))
   draw(games, folder / "curves.png")
   print(markdown(rows))
-  verdict = in_context.evidence(folder, claims.CLAIM, claims.statements(games), more)
+  verdict = in_context.evidence(folder, claims.CLAIM[kind], claims.statements(games), more)
   return {"verdict": verdict, "wall_s": round(time.monotonic() - start, 1)}
 
 
 def table(games: dict, arms: int, gap: float) -> dict[str, dict[str, float | None]]:
-  """A row a player; None where there is nothing to fit (one arm, a gap of 0)."""
+  """A row a player; None where there is nothing to fit: one arm, a gap of 0, which stands for the
+  gaps of contexts too, each of which has its own."""
   wins = regret.win_rates({k: -g.lost.sum(axis=1)[None] for k, g in games.items()})
   rows = {}
   for name, g in games.items():
@@ -114,8 +120,7 @@ def draw(games: dict, path: Path) -> None:
   axes = figure.subplots()
   for name, g in games.items():
     mean, error = regret.curve(regret.regret(g.lost))
-    oracle = name in ("ucb", "thompson", "greedy", "uniform")
-    colour, dash = ("0.45", next(dashes)) if oracle else (next(colours), "-")
+    colour, dash = ("0.45", next(dashes)) if name in ORACLES else (next(colours), "-")
     at = np.arange(1, len(mean) + 1)
     axes.plot(at, mean, label=TITLES[name], lw=1.6, color=colour, ls=dash)
     axes.fill_between(at, mean - error, mean + error, color=colour, alpha=0.15, lw=0)

@@ -14,23 +14,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.evolve_bandits import settings
 from grpo_jax.data import verbal_bandits as words
-from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import unknown
 from grpo_jax.models import loading
 from grpo_jax.rollout import bandit_transcripts as transcripts
-from grpo_jax.rollout.verbal_bandits import Games, Speaker, by_learner, play
-from grpo_jax.tabular import bandits
+from grpo_jax.rollout.verbal_bandits import Games, Speaker, play, play_learner
 from grpo_jax.train import atomic, folder, verbal_bandits
 from grpo_jax.train.checkpoint import Checkpoints
 
-ORACLES = {
-  "ucb": functools.partial(bandits.ucb, form="evolve"),
-  "thompson": bandits.thompson_bernoulli,
-  "greedy": bandits.emp,
-  "uniform": bandits.uniform,
-}
 PROMPTS = {  # history, with examples
   "base_rh": ("raw", False),
   "base_sh": ("summary", False),
@@ -38,7 +31,6 @@ PROMPTS = {  # history, with examples
   "few_shot_sh": ("summary", True),
 }
 TRAINED = ("oft", "oft_grpo")
-CONDITIONS = (*ORACLES, *PROMPTS, *TRAINED)
 LEAST = (
   "data.arms", "data.steps", "eval.games", "shots.every", "shots.count", "oft.steps", "oft.games",
   "oft.micro", "grpo.steps", "grpo.tasks", "grpo.group", "grpo.micro",
@@ -51,13 +43,20 @@ def check(c: Any) -> None:
     group, name = path.split(".")
     if c[group][name] < 1:
       raise UserError(f"{path}={c[group][name]}: must be at least 1")
+  settings.check(c.data)
+  known = conditions(c)
   for name in c.conditions:
-    if name not in CONDITIONS:
-      raise unknown("conditions", name, CONDITIONS)
-  words.scenario(c.data.scenario, c.data.arms)
+    if name not in known:
+      raise unknown("conditions", name, known)
   for part, rows in (("oft", c.oft.games), ("grpo", c.grpo.tasks)):
     if rows % c[part].micro:
       raise UserError(f"{part}.micro={c[part].micro}: must divide the {rows} prompts of a step")
+
+
+def conditions(c: Any) -> tuple[str, ...]:
+  """Training reads whole games as one text, which lines on users do not allow."""
+  trained = () if settings.contextual(c.data) else TRAINED
+  return (*settings.oracles(c.data), *PROMPTS, *trained)
 
 
 @dataclasses.dataclass(eq=False)
@@ -69,11 +68,26 @@ class Bench:
   say: Any = print
 
   @functools.cached_property
+  def oracles(self):
+    return settings.oracles(self.c.data)
+
+  @functools.cached_property
+  def played(self) -> settings.Bandit:
+    """What is played, and what the examples and imitation are of: the same, but for the users."""
+    return settings.bandit(self.c.data, heldout=True)
+
+  @functools.cached_property
+  def taught(self) -> settings.Bandit:
+    return settings.bandit(self.c.data, heldout=False)
+
+  @property
   def family(self):
-    d = self.c.data
-    return contextual.get(
-      "bandit", arms=d.arms, steps=d.steps, reward="bernoulli", means="gap", gap=d.gap
-    )
+    return self.played.family
+
+  @property
+  def teacher(self):
+    """The first of the oracles."""
+    return next(iter(self.oracles.values()))
 
   @functools.cached_property
   def model(self):
@@ -87,22 +101,22 @@ class Bench:
   def tasks(self):
     return jax.vmap(self.family.task)(jax.random.split(self.key(0), self.c.eval.games))
 
-  def examples(self, scene: words.Scenario, style: str) -> str:
+  def examples(self, style: str) -> str:
     """From one trajectory of the oracle on a task of its own."""
     s = self.c.shots
-    draw = verbal_bandits.from_oracle(
-      self.family, ORACLES["ucb"](self.c.data.arms), 1, s.skip + s.every * s.count
-    )
+    family, scene = self.taught
+    draw = verbal_bandits.from_oracle(family, self.teacher, 1, s.skip + s.every * s.count)
     games, _ = draw(None, self.key(4))
-    pulls = list(zip(games.action[0].tolist(), games.reward[0].tolist(), strict=True))
-    return words.few_shot(scene, style, pulls, skip=s.skip, every=s.every, count=s.count)
+    action, reward, seen = (x[0].tolist() for x in (games.action, games.reward, games.seen))
+    pulls = list(zip(action, reward, strict=True))
+    return words.few_shot(scene, style, pulls, seen, skip=s.skip, every=s.every, count=s.count)
 
   @functools.cache  # noqa: B019 one run a process
   def speaker(self, style: str, shots: bool = False) -> Speaker:
-    scene = words.scenario(self.c.data.scenario, self.c.data.arms)
     config, _, tokenizer = self.model
-    examples = self.examples(scene, style) if shots else ""
-    return Speaker(config, tokenizer, scene, style, examples)
+    examples = self.examples(style) if shots else ""
+    scene = self.played.scene
+    return Speaker(config, tokenizer, scene, style, examples, bucket=64 if scene.users else 16)
 
   # ---- playing -----------------------------------------------------------------------------------
 
@@ -114,14 +128,13 @@ class Bench:
 
   def games(self, name: str) -> Games:
     c, luck = self.c, self.key(1)
-    if name in ORACLES:
-      choose = by_learner(ORACLES[name](c.data.arms), c.data.arms)
-      return play(self.family, self.tasks, luck, c.data.steps, choose)
+    if name in self.oracles:
+      return play_learner(self.family, self.tasks, luck, c.data.steps, self.oracles[name])
     if name in TRAINED:
       return self.transcript(self.trained(name), self.tasks, luck)
     style, shots = PROMPTS[name]
     params = self.model[1]
-    if style == "raw":
+    if style == "raw" and not self.played.scene.users:
       return self.transcript(params, self.tasks, luck)
     choose = self.speaker(style, shots).player(params, c.eval.greedy)
     return play(self.family, self.tasks, luck, c.data.steps, choose)
@@ -139,8 +152,8 @@ class Bench:
       if (found := saves.restore(jax.tree.map(shape, self.model[1]))) is not None:
         return found[1]
       c = self.c
-      oracle = ORACLES["ucb"](c.data.arms)
-      draw = verbal_bandits.from_oracle(self.family, oracle, c.oft.games, c.data.steps)
+      family = self.taught.family
+      draw = verbal_bandits.from_oracle(family, self.teacher, c.oft.games, c.data.steps)
       params = self._train("oft", "sft", self.model[1], draw, self.key(2))
       saves.save(c.oft.steps, params, {})
       return params

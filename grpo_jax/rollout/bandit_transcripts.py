@@ -2,7 +2,8 @@
 
 A raw history only grows, and every line begins with the words after which an arm is named. So a
 game is one text, its prompts are that text's beginnings, and nothing is ever computed twice. Arms
-must be named by one token and rewards be 0 or 1; every line then has as many tokens.
+must be named by one token and rewards be 0 or 1, of users that nothing is told of; every line then
+has as many tokens.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from grpo_jax.envs.contextual.family import Family
 from grpo_jax.errors import UserError
 from grpo_jax.models import choices, decoder
 from grpo_jax.rollout import sampler
-from grpo_jax.rollout.verbal_bandits import Games, Speaker, keys_at, pay
+from grpo_jax.rollout.verbal_bandits import Games, Speaker, arrive, keys_at, pay
 
 
 class Lines(NamedTuple):
@@ -32,6 +33,8 @@ def lines(speaker: Speaker) -> Lines:
   scene, encode = speaker.scene, speaker.tokenizer.backend.encode
   if speaker.style != "raw":
     raise UserError(f"history={speaker.style!r}: only a raw history grows by lines; use 'raw'")
+  if scene.users:
+    raise UserError("scenario: users come, and lines differ in length; play them prompt by prompt")
   if speaker.names.length.max() > 1:
     raise UserError(f"scenario: the tokenizer splits one of {', '.join(scene.names)}; use others")
   opening = encode(scene.verb)
@@ -108,10 +111,10 @@ def player(
       choice, outcome = keys_at(key, t, games)
       log_pi = jax.nn.log_softmax(jnp.einsum("nd,kd->nk", x, head))
       action = jnp.argmax(log_pi, 1) if greedy else jax.random.categorical(choice, log_pi)
-      reward, loss = pay(family, tasks, action, outcome)
+      reward, loss = pay(family, tasks, arrive(family, tasks, outcome), action, outcome)
       tokens = jnp.concatenate([name[action][:, None], after[reward.astype(jnp.int32)]], axis=1)
       carry, _ = jax.lax.scan(feed, (slots, x), tokens.T)
-      return carry, (action, reward, loss)
+      return carry, Games(action, reward, loss, jnp.zeros_like(action))
 
     none = jnp.zeros((games, 1), jnp.int32)
     slots = _Slots(step=jnp.int32(0), token=none, fed=none, k=cache, v=cache)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from grpo_jax.core.bandits import Counts
 from grpo_jax.data import verbal_bandits as words
 from grpo_jax.envs.contextual.family import Family
 from grpo_jax.models import choices, policy
@@ -30,10 +29,11 @@ class Games(NamedTuple):
   action: Any  # i32[B, T]
   reward: Any  # f32[B, T]
   lost: Any  # f32[B, T] expected reward of the best arm minus that of this one
+  seen: Any  # i32[B, T] the state before: which user had come, 0 where there is one state
 
 
-# choose(action [B, t], reward [B, t], key) -> action [B]
-Choose = Callable[[np.ndarray, np.ndarray, Array], Array]
+# choose(seen [B, t + 1], action [B, t], reward [B, t], key) -> action [B]
+Choose = Callable[[np.ndarray, np.ndarray, np.ndarray, Array], Array]
 
 
 def keys_at(key: Array, step, games: int) -> tuple[Array, Array]:
@@ -42,41 +42,61 @@ def keys_at(key: Array, step, games: int) -> tuple[Array, Array]:
   return choice, jax.random.split(outcome, games)
 
 
-def pay(family: Family, tasks: Any, action: Array, keys: Array) -> tuple[Array, Array]:
-  """(rewards, losses) [B] of these pulls; a bandit's state is constant."""
+def arrive(family: Family, tasks: Any, keys: Array) -> Any:
+  """States [B] to act in: every pull is an episode of its own."""
+  return jax.vmap(lambda task, key: family.start(task, jax.random.fold_in(key, 1)))(tasks, keys)
 
-  def one(task, action, key):
-    state = family.start(task, key)
+
+def pay(family: Family, tasks: Any, states: Any, action: Array, keys: Array):
+  """(rewards, losses) [B] of these pulls."""
+
+  def one(task, state, action, key):
     return family.step(task, state, action, key)[1], family.lost(task, state, action)
 
-  return jax.vmap(one)(tasks, action, keys)
+  return jax.vmap(one)(tasks, states, action, keys)
 
 
-_pay = jax.jit(pay, static_argnums=0)
+_arrive, _pay = jax.jit(arrive, static_argnums=0), jax.jit(pay, static_argnums=0)
+
+
+def which(family: Family, states: Any) -> Array:
+  """Numbers [B] of the states, of a family with finitely many."""
+  assert family.index is not None
+  return jax.vmap(family.index)(states)
 
 
 def play(family: Family, tasks: Any, key: Array, steps: int, choose: Choose) -> Games:
   """`steps` pulls of tasks stacked [B]."""
   games = jax.tree.leaves(tasks)[0].shape[0]
-  out = Games(np.zeros((games, steps), np.int32), *(np.zeros((games, steps)) for _ in range(2)))
+  made = lambda dtype: np.zeros((games, steps), dtype)
+  out = Games(made(np.int32), made(float), made(float), made(np.int32))
   for t in range(steps):
     choice, outcome = keys_at(key, t, games)
-    out.action[:, t] = choose(out.action[:, :t], out.reward[:, :t], choice)
-    reward, loss = _pay(family, tasks, jnp.asarray(out.action[:, t]), outcome)
+    states = _arrive(family, tasks, outcome)
+    out.seen[:, t] = which(family, states)
+    out.action[:, t] = choose(out.seen[:, : t + 1], out.action[:, :t], out.reward[:, :t], choice)
+    reward, loss = _pay(family, tasks, states, jnp.asarray(out.action[:, t]), outcome)
     out.reward[:, t], out.lost[:, t] = reward, loss
   return out
 
 
-def by_learner(learner: Learner, arms: int) -> Choose:
-  """A learner whose memory is `Counts`."""
-  act = jax.jit(jax.vmap(learner.act))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def play_learner(family: Family, tasks: Any, key: Array, steps: int, learner: Learner) -> Games:
+  """`play` of an online learner, which remembers instead of reading the history."""
+  games = jax.tree.leaves(tasks)[0].shape[0]
 
-  def choose(action, reward, key):
-    hot = np.eye(arms, dtype=np.float32)[action]
-    counts = Counts(count=hot.sum(1), total=(hot * reward[..., None].astype(np.float32)).sum(1))
-    return act(counts, jax.random.split(key, len(action)))
+  def step(memory, t):
+    choice, outcome = keys_at(key, t, games)
+    states = arrive(family, tasks, outcome)
+    context = jax.vmap(family.observe)(states)
+    action = jax.vmap(learner.act)(memory, jax.random.split(choice, games), context)
+    reward, loss = pay(family, tasks, states, action, outcome)
+    memory = jax.vmap(learner.observe)(memory, action, reward, context)
+    return memory, Games(action, reward, loss, which(family, states))
 
-  return choose
+  memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (games, *x.shape)), learner.init())
+  _, out = jax.lax.scan(step, memory, jnp.arange(steps))
+  return Games(*(x.T for x in out))
 
 
 # ---- language models -----------------------------------------------------------------------------
@@ -107,9 +127,11 @@ class Speaker:
     forward = policy.make_forward(self.config, trunk=self.trunk)
     return jax.jit(functools.partial(choices.log_policy, forward, self.names))
 
-  def prompts(self, pulls: Sequence[Sequence[words.Pull]]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids i32[B, P] padded on the right, length i32[B]) of the bodies after these pulls."""
-    bodies = [words.body(self.scene, self.style, p) for p in pulls]
+  def prompts(self, pulls: Sequence[Sequence[words.Pull]], seen=None):
+    """(ids i32[B, P] padded on the right, length i32[B]) of the bodies after these pulls, of these
+    users."""
+    told = zip(pulls, [()] * len(pulls) if seen is None else seen, strict=True)
+    bodies = [words.body(self.scene, self.style, p, users) for p, users in told]
     ids = [self.tokenizer.backend.encode(body) for body in bodies]
     length = np.asarray([len(i) for i in ids], np.int32)
     width = -(-int(length.max()) // self.bucket) * self.bucket
@@ -118,16 +140,16 @@ class Speaker:
       row[: len(i)] = i
     return prompt, length
 
-  def log_policy(self, params, pulls: Sequence[Sequence[words.Pull]]) -> Array:
+  def log_policy(self, params, pulls: Sequence[Sequence[words.Pull]], seen=None) -> Array:
     """log pi(. | prompt) f32[B, K] after these pulls of B games."""
-    return self._score(params, *self.prompts(pulls))
+    return self._score(params, *self.prompts(pulls, seen))
 
   def player(self, params, greedy: bool = False) -> Choose:
     """Takes a draw of the policy, or its mode (the first of several)."""
 
-    def choose(action, reward, key):
+    def choose(seen, action, reward, key):
       pulls = [list(zip(a, r, strict=True)) for a, r in zip(action, reward, strict=True)]
-      log_pi = self.log_policy(params, pulls)
+      log_pi = self.log_policy(params, pulls, seen)
       return jnp.argmax(log_pi, axis=1) if greedy else jax.random.categorical(key, log_pi)
 
     return choose

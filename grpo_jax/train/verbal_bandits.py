@@ -19,7 +19,7 @@ import numpy as np
 from grpo_jax import methods
 from grpo_jax.envs.contextual.family import Family
 from grpo_jax.rollout import bandit_transcripts as transcripts
-from grpo_jax.rollout.verbal_bandits import Games, Speaker, by_learner, play
+from grpo_jax.rollout.verbal_bandits import Games, Speaker, play_learner
 from grpo_jax.tabular.learner import Learner
 from grpo_jax.train.optimizer import make_optimizer
 from grpo_jax.train.update import Cut, init_state, make_update
@@ -49,13 +49,12 @@ def batch_of(line: transcripts.Lines, games: Games, group: int = 1) -> tuple[Rol
 
 def from_oracle(family: Family, learner: Learner, games: int, steps: int) -> Draw:
   """Fresh tasks of the family, played by the oracle."""
-  choose = by_learner(learner, family.actions)
 
   def draw(params, key):
     del params
     task, luck = jax.random.split(key)
     tasks = jax.vmap(family.task)(jax.random.split(task, games))
-    return play(family, tasks, luck, steps, choose), 1
+    return play_learner(family, tasks, luck, steps, learner), 1
 
   return draw
 

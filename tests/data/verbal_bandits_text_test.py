@@ -75,6 +75,40 @@ def test_a_scenario_names_its_arms_and_no_name_twice(name):
     words.scenario(name, 11)
 
 
+# ---- users ---------------------------------------------------------------------------------------
+
+CONTEXTS = np.asarray([[0.6, 0.0], [0.0, 0.5]])
+FILMS = words.Scenario("{names}", "show", ("Fox", "Owl"), ("man, 20", "woman, 30"), CONTEXTS)
+
+
+def test_the_texts_of_a_history_with_users():
+  pulls, seen = [(1, 4.0), (1, 2.5), (0, -1e-7)], [0, 1, 1, 0]
+  assert words.body(FILMS, "raw", pulls, seen) == (
+    "man, 20\nshow Owl: 4\nwoman, 30\nshow Owl: 2.5\nwoman, 30\nshow Fox: 0\nman, 20\nshow"
+  )
+  assert words.body(FILMS, "summary", pulls, seen) == (
+    "Fox: chosen 1, mean 0.00\nOwl: chosen 2, mean 3.25\nman, 20\nshow"
+  )
+  # Of Fox nothing is known about the first number; of Owl, A = diag(1.36, 1.25), b = (2.4, 1.25).
+  assert words.body(FILMS, "guided", pulls, seen) == (
+    f"Fox: chosen 1, mean 0.00, value 0.000, bonus {0.5 * 0.6:.3f}\n"
+    f"Owl: chosen 2, mean 3.25, value {0.6 * 2.4 / 1.36:.3f}, bonus {0.3 / 1.36**0.5:.3f}\n"
+    "man, 20\nshow"
+  )
+  for style in words.STYLES:
+    assert words.body(FILMS, style, [], [1]).endswith("woman, 30\nshow")
+    assert words.body(FILMS, style, pulls, [0, 1, 1, 1]) != words.body(FILMS, style, pulls, seen)
+
+
+def test_examples_with_users_ask_for_the_user_of_their_step():
+  pulls, seen = [(0, 1.0), (1, 2.0), (0, 3.0)], [1, 0, 1, 0]
+  text = words.few_shot(FILMS, "raw", pulls, seen, skip=1, every=1, count=2)
+  assert text == (
+    "A game:\n\nwoman, 30\nshow Fox: 1\nman, 20\nshow Owl\n\n"
+    "A game:\n\nwoman, 30\nshow Fox: 1\nman, 20\nshow Owl: 2\nwoman, 30\nshow Fox\n\n"
+  )
+
+
 def test_unknown_names_are_one_line():
   with pytest.raises(UserError, match=r"data\.scenario: unknown name 'button'; did you mean"):
     words.scenario("button", 2)

@@ -113,8 +113,8 @@ def test_playing_with_a_cache_makes_the_choices_of_scoring_every_prompt_anew():
 
 def test_two_players_of_one_arm_meet_the_same_rewards():
   key = jax.random.key(1)
-  always = lambda action, reward, key: jnp.ones(4, jnp.int32)
-  sometimes = lambda action, reward, key: jnp.full(4, action.shape[1] % 2, jnp.int32)
+  always = lambda seen, action, reward, key: jnp.ones(4, jnp.int32)
+  sometimes = lambda seen, action, reward, key: jnp.full(4, action.shape[1] % 2, jnp.int32)
   a, b = (verbal_bandits.play(FAMILY, TASKS, key, 5, c) for c in (always, sometimes))
   np.testing.assert_array_equal(a.reward[:, 1::2], b.reward[:, 1::2])
   assert a.reward.min() == 0 and a.reward.max() == 1
@@ -122,9 +122,8 @@ def test_two_players_of_one_arm_meet_the_same_rewards():
 
 def test_a_learner_plays_as_its_own_rule_says():
   rule = bandits.ucb(3, form="evolve")
-  games = verbal_bandits.play(
-    FAMILY, TASKS, jax.random.key(0), 8, verbal_bandits.by_learner(rule, 3)
-  )
+  played = verbal_bandits.play_learner(FAMILY, TASKS, jax.random.key(0), 8, rule)
+  games = jax.tree.map(np.asarray, played)
   for g in range(4):
     for t in range(8):
       count, total = words.tally(

@@ -104,7 +104,7 @@ def test_epsilon_greedy_has_its_probabilities():
 
 
 def test_families_without_a_table_are_refused():
-  for name in ("point_robot", "contextual_bandit"):
+  for name in ("point_robot",):
     family = contextual.get(name)
     with pytest.raises(UserError, match=name):
       q_learning.learn(family, family.task(jax.random.key(0)), jax.random.key(0), episodes=2)

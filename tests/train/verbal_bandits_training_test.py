@@ -22,6 +22,8 @@ from grpo_jax.rollout.verbal_bandits import Games, Speaker
 from grpo_jax.tabular import bandits
 from grpo_jax.train import verbal_bandits
 
+CONDITIONS = run.conditions(evolve_bandits.get_config())
+FILMS = "configs/evolve_bandits.py:contextual,debug"
 SCENE = words.scenario("buttons", 3)
 TOKENS = tokenizer(SCENE.names)
 CONFIG = ModelConfig(
@@ -34,7 +36,7 @@ FAMILY = contextual.get("bandit", arms=3, steps=4, reward="bernoulli", means="ga
 # Two tasks of two games: of the first the better game is game 0, of the second game 3.
 ACTION = np.asarray([[0, 0, 1, 0], [1, 2, 1, 1], [2, 1, 0, 2], [0, 1, 1, 1]], np.int32)
 LOST = 0.5 * (np.asarray([0, 0, 1, 1])[:, None] != ACTION)
-GAMES = Games(ACTION, (LOST == 0).astype(np.float32), LOST)
+GAMES = Games(ACTION, (LOST == 0).astype(np.float32), LOST, np.zeros_like(ACTION))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_imitation_lowers_the_loss_from_a_uniform_policy_and_its_loss_is_the_lik
   losses = [metrics["loss"] for metrics, _ in steps]
   np.testing.assert_allclose(losses, [loss for _, loss in seen], atol=1e-4)
   assert losses[0] == pytest.approx(math.log(3), abs=0.3) and losses[-1] < 0.6 * losses[0]
-  assert (seen[0][0].action[:, :3] == np.arange(3)).all()
+  assert (np.asarray(seen[0][0].action)[:, :3] == np.arange(3)).all()
 
 
 def test_games_of_a_task_are_side_by_side_and_differ(params):
@@ -122,10 +124,10 @@ def test_the_debug_config_plays_every_condition_and_a_second_run_plays_none(
   final = json.loads(printed[-1].removeprefix("final: "))
   evidence = json.loads((tmp_path / "run/verdict.json").read_text())
   assert final["verdict"] == evidence["verdict"]
-  assert set(evidence["numbers"]) == set(run.CONDITIONS) and len(evidence["statements"]) == 6
+  assert set(evidence["numbers"]) == set(CONDITIONS) and len(evidence["statements"]) == 6
   for row in evidence["numbers"].values():
     assert 0 <= row["regret"] <= 2 and row["beta"] >= 0 and 0 <= row["OptFrac"] <= 1
-  assert (tmp_path / "run/table.md").read_text().count("\n") == 2 + len(run.CONDITIONS)
+  assert (tmp_path / "run/table.md").read_text().count("\n") == 2 + len(CONDITIONS)
   assert (tmp_path / "run/curves.png").stat().st_size > 1000
   assert tiny == ["smollm2"]
 
@@ -139,6 +141,20 @@ def test_the_debug_config_plays_every_condition_and_a_second_run_plays_none(
   assert main.main(flags) == 0 and not made and not tiny
 
 
+@pytest.mark.slow
+def test_the_contextual_debug_config_plays_its_conditions_for_users(tiny, tmp_path):
+  flags = [f"--config={FILMS}", f"--workdir={tmp_path}/run"]
+  assert main.main(flags) == 0
+  evidence = json.loads((tmp_path / "run/verdict.json").read_text())
+  names = ("linucb", "greedy", "uniform", "base_rh", "base_sh", "guided_ag", "few_shot_sh")
+  assert tuple(evidence["numbers"]) == names and len(evidence["statements"]) == 4
+  games = {name: json.loads((tmp_path / f"run/{name}.json").read_text()) for name in names}
+  assert all(g["seen"] == games["linucb"]["seen"] for g in games.values())
+  for row in evidence["numbers"].values():
+    assert 0 <= row["regret"] <= 20 and row["alpha"] is None and 0 <= row["OptFrac"] <= 1
+  assert "SYNTHETIC" in evidence["notes"] and (tmp_path / "run/table.md").exists()
+
+
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
@@ -148,6 +164,8 @@ def test_the_debug_config_plays_every_condition_and_a_second_run_plays_none(
     ("--config.eval.games=0", "eval.games=0: must be at least 1"),
     ("--config.grpo.micro=3", "grpo.micro=3: must divide the 2 prompts"),
     ("--config.grpo.tsks=3", "did you mean 'tasks'"),
+    ("--config.data.rank=3", "data: unknown name 'rank'"),
+    ("--config.data.scenario=movies", "data.source: missing for scenario 'movies'; films are"),
     ("--workdr=x", "did you mean '--workdir'"),
   ],
 )
@@ -158,6 +176,32 @@ def test_a_wrong_setting_is_one_line_before_the_model_is_loaded(
   assert main.main([config, f"--workdir={tmp_path}/run", flag]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1 and not tiny
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.data.arms=31", "data.arms=31: the synthetic ratings are of 1 to 30 films"),
+    ("--config.data.source=movilens", "did you mean 'movielens'"),
+    ("--config.data.gap=0.2", "data: unknown name 'gap'"),
+    ("--config.data.scenario=buttons", "data.gap: missing for scenario 'buttons'; films are"),
+    ("--config.data.rank=0", "data.rank=0: must be at least 1"),
+    ("--config.data.features=-1", "data.features=-1: must be at least 0"),
+    ("--config.conditions=oft", "conditions: unknown name 'oft'"),
+    ("--config.conditions=ucb", "conditions: unknown name 'ucb'; did you mean 'linucb'"),
+  ],
+)
+def test_a_wrong_setting_of_films_is_one_line_too(tiny, tmp_path, capsys, flag, message):
+  assert main.main([f"--config={FILMS}", f"--workdir={tmp_path}/run", flag]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1 and not tiny
+
+
+def test_movielens_that_is_not_there_is_one_line(tiny, tmp_path, capsys):
+  flags = [f"--config={FILMS}", f"--workdir={tmp_path}/run", "--config.data.source=movielens"]
+  assert main.main([*flags, f"--config.data.path={tmp_path}"]) == 2
+  error = capsys.readouterr().err
+  assert "is no prepared tfds data set" in error and error.count("\n") == 1 and not tiny
 
 
 def test_one_arm_has_no_fit_and_no_regret(tiny, tmp_path):

@@ -1,11 +1,11 @@
-"""Contextual bandits: the state is the user who came, an arm is an item, a task is their taste.
+"""Contextual bandits: the state is which user came, an arm is an item, a task is their taste.
 
   reward(x, a) = x . w_a + N(0, noise^2),   x one of U users, uniformly, a new one after every step
 
 as in BanditBench ("EVOLvE", arXiv:2410.06238, from its code), where the ratings R ~ U Sigma V^T of
 users and items are cut to rank k = min(20, A), x = U_i, w_a = Sigma V_a, and noise = 0. `low_rank`
-makes users and weights of a rating matrix, such as MovieLens 1M, which does not come with us:
-there the task is one and the same, and the users are its first 200 (for training) or the others.
+makes users and weights of a rating matrix (`data.movielens`): there the task is one and the same,
+and the users are its first 200 (for training) or the others.
 Without ratings, a synthetic stand-in of ours: x ~ N(0, I_d) / sqrt(d) fixed by a seed for all
 tasks, w_a ~ N(0, I_d) drawn for each.
 
@@ -63,13 +63,15 @@ def make(
       raise UserError(f"contextual_bandit.ratings: {len(ratings)} users, give over {TRAIN_USERS}")
     task = lambda key: Task(weight=jnp.asarray(taste))
   pool = pool.astype(np.float32)
+  observe = lambda state: jnp.asarray(pool)[state]
+  scores = lambda task, state: task.weight @ observe(state)
 
   def come(task, key):
-    return jnp.asarray(pool)[jax.random.randint(key, (), 0, len(pool))]
+    return jax.random.randint(key, (), 0, len(pool))
 
   def step(task, state, action, key):
     error, who = jax.random.split(key)
-    reward = task.weight[action] @ state + noise * jax.random.normal(error)
+    reward = task.weight[action] @ observe(state) + noise * jax.random.normal(error)
     return come(task, who), reward
 
   def behave(task, key, steps):
@@ -89,12 +91,14 @@ def make(
     task=task,
     start=come,
     step=step,
-    observe=lambda state: state,
-    label=lambda task, state: jnp.argmax(task.weight @ state).astype(jnp.int32),
-    mean=lambda task, state, action: task.weight[action] @ state,
+    observe=observe,
+    label=lambda task, state: jnp.argmax(scores(task, state)).astype(jnp.int32),
+    mean=lambda task, state, action: scores(task, state)[action],
     behave=behave,
     query=come,
     best=lambda task: jnp.mean(jnp.max(jnp.asarray(pool) @ task.weight.T, axis=1)),
+    states=len(pool),
+    index=lambda state: state,
   )
 
 
