@@ -8,12 +8,16 @@
   python -m experiments.train --config=configs/t2mir.py:darkroom       also darkroom,token and so on
   python -m experiments.train --config=configs/t2mir.py:ad             T2MIR-AD on Darkroom
   python -m experiments.train --config=configs/t2mir.py:ad,dense       Algorithm Distillation
+  python -m experiments.train --config=configs/t2mir.py:cheetah_vel    T2MIR-AD on MuJoCo
+  python -m experiments.train --config=configs/t2mir.py:walker_param   also walker_param,dense etc.
   python -m experiments.train --config=configs/t2mir.py:debug          under a minute
 
 The task is Point-Robot; `python -m experiments.t2mir` compares the arms there. On Darkroom contexts
 are windows of learning histories of tabular Q-learning on the training goals; DPT's label is the
-optimal action at a query state, AD's the learner's next action. Histories from a folder
-(data/tfds_history_source.py): --config.data.histories.path=DIR. `:paper` (also `darkroom,paper`,
+optimal action at a query state, AD's the learner's next action. On MuJoCo (the extra `mujoco`) they
+are episodes of soft actor-critic, sorted by return; `python -m experiments.histories --config=...`
+makes them once for several arms. Histories from a folder (data/tfds_history_source.py):
+--config.data.histories.path=DIR. `:paper` (also `darkroom,paper`,
 `ad,paper`) has the sizes of the released configs where the card names them.
 """
 
@@ -30,12 +34,16 @@ ARMS = {
 }
 
 
+ON_MUJOCO = ("cheetah_vel", "walker_param")
 DARKROOM: Any = {"family": "darkroom", "n": 7, "horizon": 12, "steps": 24, "start": "center"}
+# Episodes are 4 times as short as in the paper, targets half as many.
+MUJOCO: Any = {"tasks": 25, "share": 0.8, "horizon": 50, "steps": 200}
+SAC: Any = {"gamma": 0.95, "tau": 0.01, "reward_scale": 2.0}
 HISTORIES: Any = {"path": "", "learners": 4, "episodes": 100, "gamma": 0.9}
 
 
 def get_config(variant: str = "") -> Any:
-  parts = common.check_variant(variant, (*ARMS, "darkroom", "ad", "debug", "paper"))
+  parts = common.check_variant(variant, (*ARMS, *ON_MUJOCO, "darkroom", "ad", "debug", "paper"))
   arm = next((p for p in parts if p in ARMS), "full")
   ad = "ad" in parts
   darkroom = ad or "darkroom" in parts
@@ -55,15 +63,36 @@ def get_config(variant: str = "") -> Any:
     c.moe.task_experts += 4 if c.moe.task_experts else 0
     c.data.update(steps=48)  # four episodes, as in the paper
     c.eval.episodes = 12
+  mujoco = next((p for p in parts if p in ON_MUJOCO), "")
+  if mujoco:
+    _mujoco(c, mujoco, arm)
   if "paper" in parts:
-    _paper(c, darkroom, ad)
+    (_paper_mujoco if mujoco else _paper)(c, darkroom, ad)
   if "debug" in parts:
-    _debug(c, darkroom, ad)
+    _debug(c, darkroom, ad, bool(mujoco))
   if arm in ("token", "task"):
     # One kind alone has the full width d, not d / 2: so a token meets as many weights,
     # top_k * hidden * (d + d), as with both kinds, 2 * top_k * h * (d + d / 2).
     c.moe.hidden = c.moe.hidden * 3 // 2
   return c
+
+
+def _mujoco(c, family: str, arm: str) -> None:
+  histories: Any = {"path": "", "learners": 1, "episodes": 600, "sac": SAC}
+  c.data = {"family": family} | MUJOCO | {"histories": histories}
+  c.tokens, c.moe.skip, c.moe.hard, c.moe.softmax = "episodes", 0, False, True
+  c.seeds, c.batch, c.steps = 2, 8, 500
+  c.method_args = {"balance": 0.1, "contrast": 0.0 if arm == "no_contrast" else 0.01}
+  c.eval.episodes = 8
+
+
+def _paper_mujoco(c, *_) -> None:
+  c.data.update(tasks=50, share=0.9, horizon=200, steps=800)
+  c.model.update(hidden=256, layers=3, heads=8, wide=False)
+  c.moe.hidden, c.batch, c.steps = 512, 24, 100_000
+  c.optimizer.update(lr=3e-4, warmup=10_000)
+  c.eval.update(every=10_000, episodes=30)
+  c.checkpoint.every = 10_000
 
 
 def _paper(c, darkroom: bool, ad: bool) -> None:
@@ -78,11 +107,16 @@ def _paper(c, darkroom: bool, ad: bool) -> None:
   c.eval.every, c.checkpoint.every = 10_000, 10_000
 
 
-def _debug(c, darkroom: bool, ad: bool) -> None:
+def _debug(c, darkroom: bool, ad: bool, mujoco: bool) -> None:
   c.steps, c.seeds, c.batch = 4, 2, 4
-  c.data.update(horizon=4, steps=8 if ad else 4)
+  c.data.update(horizon=4, steps=8 if ad or mujoco else 4)
+  if darkroom or mujoco:
+    c.data.histories.episodes = 4
   if darkroom:
-    c.data.n, c.data.histories.episodes = 3, 4
+    c.data.n = 3
+  elif mujoco:
+    c.data.tasks = 6
+    c.data.histories.sac.update(hidden=[8], batch=4, warmup=1)
   else:
     c.data.goals = 20
   c.model.update(hidden=8, layers=1, heads=2)

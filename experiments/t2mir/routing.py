@@ -142,7 +142,7 @@ def measure(c, workdir: Path) -> dict:
   from grpo_jax.train.fused import over_seeds
 
   layout, method, config, plan = in_context_loop.build(c)
-  source = in_context_loop.sources(c, layout)[1]
+  layout, _, source = in_context_loop.sources(c, layout)
   program = in_context.make_program(layout, method, config, plan)
   seeds = c.seed + jnp.arange(c.seeds, dtype=jnp.int32)
   state = over_seeds(lambda seed, _: program.init(seed))(seeds, seeds)

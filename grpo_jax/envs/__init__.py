@@ -6,7 +6,7 @@ A new world is one file in this folder that defines `make(*, ...) -> World`.
 from grpo_jax.envs.world import World
 from grpo_jax.lookup import make, modules
 
-_NOT_WORLDS = ("world", "control")
+_NOT_WORLDS = ("world", "control", "simulator")
 
 
 def names() -> list[str]:

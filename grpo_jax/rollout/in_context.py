@@ -78,8 +78,14 @@ def check_pulls(layout: Layout, steps: int) -> None:
 def check_episodes(layout: Layout) -> None:
   """Raises UserError, one line, for what `play` cannot play."""
   family = layout.family
-  if layout.kind == "history":
-    raise UserError("tokens='history': no frozen context to play with; use transition or split")
+  if layout.history:
+    raise UserError(
+      f"tokens={layout.kind!r}: no frozen context to play with; use transition or split"
+    )
+  if not family.labelled:
+    raise UserError(
+      f"tokens={layout.kind!r}: {family.name} knows no optimal action; use tokens='episodes'"
+    )
   if layout.steps % family.horizon:
     raise UserError(
       f"data.steps={layout.steps}: must be a multiple of the horizon of {family.name}, "
@@ -161,8 +167,11 @@ def in_turn(
   begin: Callable[..., tuple[Any, Callable]],
   room: int,
   data: Transitions | None = None,
+  ascending: bool = False,
 ) -> Episodes:
   """Episodes of B tasks, each with the transitions of the earlier ones, at most `room` of them.
+
+  ascending: they are kept in the order of their returns, so the one that leaves is the least.
 
   begin(context [B, n], states [B]) -> (carry, one) of an episode, and one(carry, key) ->
   (carry, (transition, whether the action was the label)). data: as in `play`.
@@ -177,7 +186,10 @@ def in_turn(
     carry, one = begin(data, state)
     _, (new, right) = jax.lax.scan(one, carry, jax.random.split(go, family.horizon))
     new = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), new)
-    return remember(data, new, room), (new.reward, jnp.moveaxis(right, 0, 1))
+    kept = remember(data, new, room)
+    if ascending:
+      kept = jax.vmap(lambda data: by_return(data, family.horizon))(kept)
+    return kept, (new.reward, jnp.moveaxis(right, 0, 1))
 
   keys, parts = jax.random.split(key, episodes), []
   while len(parts) < episodes and context.reward.shape[1] < room:  # contexts that still grow
@@ -229,6 +241,13 @@ def taken(family, tasks, state, seen: Float[Array, "B S"], action: Array, key: A
 def remember(data: Transitions, new: Transitions, room: int) -> Transitions:
   """The context [B, n] after an episode [B, T]; beyond `room` transitions the oldest leave."""
   return jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1)[:, -room:], data, new)
+
+
+def by_return(data: Transitions, horizon: int) -> Transitions:
+  """Whole episodes [n] of one task in ascending order of their returns, equal ones as they came."""
+  fold = lambda x: x.reshape(-1, horizon, *x.shape[1:])
+  order = jnp.argsort(jnp.sum(fold(data.reward), axis=1), stable=True)
+  return jax.tree.map(lambda x: fold(x)[order].reshape(x.shape), data)
 
 
 # ---- offline -------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 Tokens are `history`: s, a, r of every step. An action is what the model gives at the state token,
 from all before it. Episodes follow each other; where the window is full, the oldest one leaves
-(T2MIR, arXiv:2506.05426: a buffer of whole episodes). Tokens are appended to a key-value cache,
-which is filled anew at the start of an episode, as what has left shifts all positions.
+(T2MIR, arXiv:2506.05426: a buffer of whole episodes). Of `episodes` the earlier ones stand in
+ascending order of their returns, and the least leaves, as in T2MIR's code.
+
+Tokens are appended to a key-value cache, which is filled anew at the start of an episode, as what
+has left shifts all positions.
 """
 
 from typing import Any
@@ -22,8 +25,8 @@ from grpo_jax.rollout.transition_tokens import Layout, empty
 def check(layout: Layout) -> None:
   """Raises UserError unless the window is of histories and of two whole episodes or more."""
   family = layout.family
-  if layout.kind != "history":
-    raise UserError(f"tokens={layout.kind!r}: only tokens='history' are played as a history")
+  if not layout.history:
+    raise UserError(f"tokens={layout.kind!r}: only history and episodes are played as a history")
   if layout.steps % family.horizon or layout.steps < 2 * family.horizon:
     raise UserError(
       f"data.steps={layout.steps}: must be a multiple of the horizon of {family.name}, "
@@ -50,7 +53,8 @@ def play(
     )
 
   room = layout.steps - layout.family.horizon  # the episode of now is in the window too
-  return in_turn(layout.family, tasks, key, episodes, begin, room)
+  ascending = layout.kind == "episodes"
+  return in_turn(layout.family, tasks, key, episodes, begin, room, ascending=ascending)
 
 
 def opened(layout: Layout, config, params, data: Transitions) -> model.Cache:

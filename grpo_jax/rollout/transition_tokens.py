@@ -10,9 +10,11 @@ Letters: H transitions, S numbers a state, A actions, L tokens, W numbers a toke
               tokens of a step share a position.
   history     [s, a, r, s, a, r, ...], L = 3 H, W as in split: Algorithm Distillation. Transitions
               follow each other; the output at a state token answers with the action there.
+  episodes    the same of whole episodes in ascending order of their return, and a position is the
+              step inside the episode: T2MIR-AD on continuous control (from its code).
 
 A discrete action is one-hot, a continuous one stands as it is. Tokens of a kind that needs fewer
-than W numbers end in zeros.
+than W numbers end in zeros. States are standardized where `norm` is given.
 """
 
 import dataclasses
@@ -26,7 +28,8 @@ from grpo_jax.core.transitions import Transitions
 from grpo_jax.envs.contextual.family import Family
 from grpo_jax.errors import UserError
 
-KINDS = ("transition", "split", "history")
+KINDS = ("transition", "split", "history", "episodes")
+_TINY = 1e-6  # T2MIR: of the standard deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Layout:
   family: Family
   steps: int
   kind: str = "transition"
+  norm: tuple[np.ndarray, np.ndarray] | None = None  # f32[S] each: what states less this, over that
 
   def __post_init__(self):
     if self.kind not in KINDS:
@@ -44,9 +48,14 @@ class Layout:
       raise UserError(f"data.steps={self.steps}: must be at least 1 transition")
 
   @property
+  def history(self) -> bool:
+    """Whether the answer after n transitions is the action of the next one."""
+    return self.kind in ("history", "episodes")
+
+  @property
   def lead(self) -> int:
     """Tokens before those of the first transition."""
-    return 0 if self.kind == "history" else 1
+    return 0 if self.history else 1
 
   @property
   def each(self) -> int:
@@ -78,8 +87,10 @@ class Layout:
 
   @property
   def position(self) -> np.ndarray:
-    """i32[L]: the step a token belongs to, counted from 0 at the first token."""
+    """i32[L]: the step a token belongs to, counted from 0 at the first token (of an episode)."""
     own = np.repeat(np.arange(self.steps, dtype=np.int32), self.each) + self.lead
+    if self.kind == "episodes":
+      own = own % self.family.horizon
     return np.concatenate([np.zeros(self.lead, np.int32), own]).astype(np.int32)
 
   @property
@@ -92,7 +103,7 @@ class Layout:
     """The tokens of one context of any number of transitions; `query` is not read of a history.
     vmap for many."""
     rows = self.tokens(data)
-    first = jnp.zeros((self.lead, self.width))
+    first, query = jnp.zeros((self.lead, self.width)), self.standard(query)
     return jnp.concatenate([first.at[:, : query.shape[0]].set(query[None]), rows])
 
   def tokens(self, data: Transitions) -> Float[Array, "l W"]:
@@ -102,10 +113,23 @@ class Layout:
       action = jax.nn.one_hot(action, self.family.actions)
     reward = data.reward[:, None]
     if self.kind == "transition":
-      return jnp.concatenate([data.state, action, data.next_state, reward], axis=1)
+      after = self.standard(data.next_state)
+      return jnp.concatenate([self.standard(data.state), action, after, reward], axis=1)
     fill = lambda x: jnp.pad(x, ((0, 0), (0, self.width - x.shape[1])))
-    rows = jnp.stack([fill(x) for x in (data.state, action, reward)], axis=1)
+    rows = jnp.stack([fill(x) for x in (self.standard(data.state), action, reward)], axis=1)
     return rows.reshape(-1, self.width)
+
+  def standard(self, state: Float[Array, "*H S"]) -> Float[Array, "*H S"]:
+    if self.norm is None:
+      return state
+    mean, spread = (jnp.broadcast_to(jnp.asarray(x), state.shape) for x in self.norm)
+    return (state - mean) / spread
+
+  def normed(self, states: np.ndarray) -> "Layout":
+    """This layout with the mean and the standard deviation + 1e-6 of these states [..., S]."""
+    rows = np.asarray(states, np.float64).reshape(-1, self.family.observation)
+    mean, spread = rows.mean(axis=0), rows.std(axis=0) + _TINY
+    return dataclasses.replace(self, norm=(mean.astype(np.float32), spread.astype(np.float32)))
 
 
 def empty(family: Family, steps: int) -> Transitions:

@@ -84,7 +84,7 @@ def make_config(layout: Layout, *, hidden=32, layers=4, heads=1, **more) -> mode
   return model.InContextConfig(
     inputs=layout.width,
     outputs=layout.family.actions,
-    positions=int(layout.position[-1]) + 1,
+    positions=int(layout.position.max()) + 1,
     modalities=layout.modalities,
     lead=layout.lead,
     hidden=hidden,

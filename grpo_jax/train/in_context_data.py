@@ -38,11 +38,11 @@ def draw(
   else:
     tasks = jax.vmap(family.task)(jax.random.split(kinds[0], size))
   data = contexts(family, tasks, jax.random.split(kinds[1], size), layout.steps, source)
-  if family.shuffle and source is None and layout.kind != "history":
+  if family.shuffle and source is None and not layout.history:
     data = jax.vmap(shuffled)(data, jax.random.split(kinds[2], size))
   states = jax.vmap(family.query)(tasks, jax.random.split(kinds[3], size))
   x = jax.vmap(layout.encode)(jax.vmap(family.observe)(states), data)
-  if layout.kind == "history":
+  if layout.history:
     label = data.action
   else:
     label = jax.vmap(family.label)(tasks, states)

@@ -53,7 +53,7 @@ def check(layout: Layout, size: Size) -> None:
   """Raises UserError for an exam that the family or the tokens do not allow."""
   if is_bandit(layout):
     in_context.check_pulls(layout, size.steps)
-  elif layout.kind == "history":
+  elif layout.history:
     in_context_history.check(layout)
   else:
     in_context.check_episodes(layout)
@@ -85,8 +85,8 @@ def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str
   it was drawn from, "offline" [B, H + 1] suboptimality of the greedy arm after 0..H transitions,
   and "distance" [B, H + 1], total variation to exact posterior sampling, where that is known.
   Others: "return" [B, E] of online episodes, "right" [B, E] the share of actions that were the
-  family's label, "offline" [B] the return of one greedy episode with a pretraining context (not of
-  tokens='history', where the model goes on with its own).
+  family's label (if it has labels), "offline" [B] the return of one greedy episode with a
+  pretraining context (not of histories, where the model goes on with its own).
   """
   key = jax.random.key(_KEY + 1)
   if not is_bandit(layout):
@@ -107,13 +107,12 @@ def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str
 
 def _episodes(layout, config, params, exam, size, key):
   online, given = jax.random.split(key)
-  greedy, history = size.greedy, layout.kind == "history"
+  greedy, history = size.greedy, layout.history
   play = in_context_history.play if history else in_context.play
   played = play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy)
-  marks = {
-    "return": jnp.sum(played.reward, axis=2),
-    "right": jnp.mean(played.right.astype(jnp.float32), axis=2),
-  }
+  marks = {"return": jnp.sum(played.reward, axis=2)}
+  if layout.family.labelled:
+    marks["right"] = jnp.mean(played.right.astype(jnp.float32), axis=2)
   if history:
     return marks
   once = in_context.play(layout, config, params, exam.tasks, given, 1, data=exam.data, greedy=True)

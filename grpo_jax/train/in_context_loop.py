@@ -39,7 +39,7 @@ def run(c, workdir: Path, say=print) -> dict:
     in_context_page.write(workdir)
     folder.say_again(workdir, final, f"raise steps={c.steps} to go on")
     return final
-  train, heldout = sources(c, layout)
+  layout, train, heldout = sources(c, layout, say)
   made = program.make_program(layout, method, config, plan, train)
   folder.save_config(c, workdir)
   seeds = c.seed + jnp.arange(c.seeds, dtype=jnp.int32)
@@ -142,16 +142,21 @@ def family_of(c) -> tuple[str, dict]:
   return params.pop("family"), params
 
 
-def sources(c, layout: Layout) -> tuple[Source | None, Source | None]:
-  """Where contexts of training and of held-out tasks come from: learning histories, where
-  `data.histories` names them, else the family (None). UserError as in_context_histories.obtain."""
+def sources(c, layout: Layout, say=print) -> tuple[Layout, Source | None, Source | None]:
+  """(layout, train, heldout): where contexts of training and of held-out tasks come from. Learning
+  histories, where `data.histories` names them, else the family (None). The layout has the norm of
+  the states of continuous histories. UserError as in_context_histories.obtain."""
   if "histories" not in c.data:
-    if layout.kind == "history":
-      raise UserError("tokens='history': set data.histories, as configs/t2mir.py:ad does")
-    return None, None
+    if layout.history:
+      raise UserError(f"tokens={layout.kind!r}: set data.histories, as configs/t2mir.py:ad does")
+    return layout, None, None
   plan = in_context_histories.plan_of(c.data.histories.to_dict())
-  find = lambda split: in_context_histories.obtain(layout.family, layout.steps, plan, split)
-  return in_context_histories.source(find("train")), in_context_histories.source(find("heldout"))
+  train, heldout = in_context_histories.both(layout.family, layout.steps, plan, say)
+  if layout.family.continuous:
+    layout = layout.normed(np.asarray(train.steps.state))
+  whole = layout.family.horizon if layout.kind == "episodes" else 0
+  made = lambda histories: in_context_histories.source(histories, whole)
+  return layout, made(train), made(heldout)
 
 
 def _moe(m, width: int) -> MoEConfig | None:
@@ -179,7 +184,7 @@ class Examiner:
     self.folder = workdir / "exam"
     self.size = plan.exam
     self.exam = jax.jit(lambda: exams.make(layout, plan.exam, params, source))()
-    self.best = float(jnp.mean(self.exam.best))
+    self.best = float(jnp.mean(self.exam.best)) if layout.family.labelled else None
     found = jax.jit(lambda e: exams.oracles(layout, params, e, plan.exam))(self.exam)
     self.oracles = jax.tree.map(np.asarray, found)
     one = lambda seed, params: exams.evaluate(layout, config, params, self.exam, plan.exam)
@@ -217,7 +222,8 @@ class Examiner:
       out[f"offline_{name}"] = float(np.mean(value[:, -1]))
     for name, value in self.oracles["return"].items():
       out[f"return_{name.replace(' ', '_')}"] = float(np.mean(value[:, -1]))
-    return out if self.oracles["online"] else out | {"best": self.best}
+    known = self.best is not None and not self.oracles["online"]
+    return out | {"best": self.best} if known else out
 
 
 def summarize(curves: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -231,7 +237,8 @@ def summarize(curves: dict[str, np.ndarray]) -> dict[str, list[float]]:
   else:
     out["return"] = curves["return"][:, -1]
     out["first_return"] = curves["return"][:, 0]
-    out["right"] = curves["right"][:, -1]
+    if "right" in curves:
+      out["right"] = curves["right"][:, -1]
     if "offline" in curves:
       out["offline"] = curves["offline"]
   return {k: [float(x) for x in v] for k, v in out.items()}

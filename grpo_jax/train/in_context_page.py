@@ -58,10 +58,13 @@ def _figures(steps: list[dict], oracles: dict):
       yield _numbers(steps, "distance", "total variation, mean over data sizes, against steps")
   else:
     size = curves["return"].shape[1]
-    lines = {"model": curves["return"], "optimal": np.full((1, size), oracles["best"])}
+    lines = {"model": curves["return"]}
+    if oracles["best"] is not None:
+      lines["optimal"] = np.full((1, size), oracles["best"])
     lines |= {k: np.asarray(v)[None] for k, v in oracles.get("return", {}).items()}
     yield plot(lines, "return against episode in context, online", first=1)
-    yield plot({"model": curves["right"]}, "share of actions that are the label", first=1)
+    if "right" in curves:
+      yield plot({"model": curves["right"]}, "share of actions that are the label", first=1)
   name = "regret" if "online" in curves else "return"
   yield _numbers(steps, name, f"{name} at the end, against training steps")
 
@@ -80,17 +83,20 @@ def plot(
   lines: dict[str, np.ndarray], caption: str, first: int = 0, at=None, w: int = 420, h: int = 240
 ) -> str:
   """A figure of lines [seeds, points] by name; at: places of the points, else first, ..."""
-  top = max(float(np.max(v)) for v in lines.values()) or 1.0
+  top = max(0.0, *(float(np.max(v)) for v in lines.values()))
+  low = min(0.0, *(float(np.min(v)) for v in lines.values()))
+  top = top if top > low else 1.0
   count = max(v.shape[1] for v in lines.values())
   at = list(range(first, first + count)) if at is None else at
   span = max(at[-1] - at[0], 1)
   x = lambda i: 44 + (w - 56) * (at[i] - at[0]) / span
-  y = lambda v: h - 24 - (h - 40) * float(v) / top
+  y = lambda v: h - 24 - (h - 40) * (float(v) - low) / (top - low)
   out = []
   for share in (0, 0.25, 0.5, 0.75, 1):
-    level = y(share * top)
+    value = low + share * (top - low)
+    level = y(value)
     out.append(f'<line x1="44" x2="{w - 12}" y1="{level:.1f}" y2="{level:.1f}" stroke="#ececea"/>')
-    out.append(f'<text x="38" y="{level + 4:.1f}" text-anchor="end">{share * top:.3g}</text>')
+    out.append(f'<text x="38" y="{level + 4:.1f}" text-anchor="end">{value:.3g}</text>')
   for i in (0, count - 1):
     out.append(f'<text x="{x(i):.1f}" y="{h - 6}" text-anchor="middle">{at[i]}</text>')
   for (name, values), colour in zip(lines.items(), COLOURS * 3, strict=False):

@@ -63,6 +63,54 @@ def test_a_context_is_a_window_of_a_history_of_its_own_task(kept):
   assert len({j for j, _ in places}) == 2 and len({f for _, f in places}) > 6
 
 
+def test_a_context_of_episodes_has_whole_ones_in_ascending_order_without_repeats(kept):
+  paid = np.random.default_rng(0).normal(size=kept.steps.reward.shape).astype(np.float32)
+  kept = kept.replace(steps=kept.steps.replace(reward=paid))  # so that no two episodes are alike
+  found = in_context_histories.source(kept, 4)
+  count = len(paid)
+  which = np.tile(np.arange(count), 6)
+  tasks = jax.tree.map(lambda x: jnp.asarray(x)[which], ROOM.train)
+  keys = jax.random.split(jax.random.key(0), len(which))
+  data = jax.jit(lambda t, k: found(t, k, 12))(tasks, keys)
+  stick = lambda steps, n: np.concatenate(
+    [np.asarray(x, np.float32).reshape(*x.shape[:n], -1) for x in vars(steps).values()], axis=n
+  )
+  seen = stick(data, 2).reshape(len(which), 3, 4, -1)
+  whole = stick(kept.steps, 3).reshape(count, 2, 5, 4, -1)
+  places = set()
+  for row, task in enumerate(which):
+    of = [
+      {e for e in range(5) for part in seen[row] if (whole[task, j, e] == part).all()}
+      for j in range(2)
+    ]
+    assert max(len(found) for found in of) == 3
+    places.add((len(of[0]) == 3, tuple(sorted(max(of, key=len)))))
+    returns = np.asarray(data.reward)[row].reshape(3, 4).sum(axis=1)
+    assert (np.diff(returns) >= 0).all()
+  assert {learner for learner, _ in places} == {True, False} and len(places) > 8
+
+
+def test_continuous_histories_are_of_soft_actor_critic_and_split_as_the_family_is():
+  points = contextual.get("point_robot", goals=5, horizon=4, steps=8)
+  plan = in_context_histories.plan_of(
+    {"episodes": 3, "learners": 2, "sac": {"batch": 4, "hidden": [8], "warmup": 1}}
+  )
+  says = []
+  train, held = in_context_histories.both(points, 8, plan, says.append)
+  for histories, tasks in ((train, points.train), (held, points.heldout)):
+    np.testing.assert_array_equal(histories.tasks["goal"], tasks.goal)
+    s = histories.steps
+    assert s.reward.shape == (len(tasks.goal), 2, 12)
+    want = -np.linalg.norm(s.next_state - tasks.goal[:, None, None], axis=-1)
+    np.testing.assert_allclose(s.reward, want, atol=1e-5)
+    assert len({x.tobytes() for x in s.action.reshape(-1, 24)}) == 2 * len(tasks.goal)
+  assert len(says) == 3
+  made = in_context_histories.progress(train, 4, parts=2)
+  returns = train.steps.reward.reshape(-1, 2, 3, 4).sum(axis=3).mean(axis=1)
+  np.testing.assert_allclose(made[:, 0], returns[:, :2].mean(axis=1), rtol=1e-5)
+  np.testing.assert_allclose(made[:, 1], returns[:, 2], rtol=1e-5)
+
+
 def test_the_label_of_a_history_is_the_action_that_was_taken_and_of_dpt_the_optimal_one(kept):
   source = in_context_histories.source(kept)
   for kind in ("history", "split"):
@@ -96,6 +144,8 @@ def test_what_does_not_fit_is_one_clear_line(kept, tmp_path):
     in_context_histories.plan_of({"episodes": 0})
   with pytest.raises(UserError, match=r"histories.episdes: unknown; use one of path"):
     in_context_histories.plan_of({"episdes": 3})
+  with pytest.raises(UserError, match=r"histories.sac.bach: unknown; use one of lr"):
+    in_context_histories.plan_of({"sac": {"bach": 3}})
   with pytest.raises(UserError, match="give two numbers from 0 to 1"):
     in_context_histories.plan_of({"epsilon": [1.0]})
   pytest.importorskip("tensorflow_datasets")

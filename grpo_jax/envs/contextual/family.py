@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grpo_jax.core.transitions import Transitions
+from grpo_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Family:
   behave(task, key, steps) -> Transitions  a pretraining context
   query(task, key) -> state                where pretraining asks for the label
   best(task) -> f32[]                      expected return of an optimal episode
+  labelled                                 False: no optimal action is known; `label` is an error
+                                           and `best` is nan
   train, heldout                           training and held-out tasks, stacked [n]; None: draw
                                            fresh ones
   shuffle                                  False where an adaptive learner made the contexts, whose
@@ -60,6 +63,7 @@ class Family:
   states: int | None = None
   index: Callable[[Any], Array] | None = None
   recall: Callable[[Array], Any] | None = None
+  labelled: bool = True
 
   def lost(self, task, state, action) -> Float[Array, ""]:
     """Suboptimality of one step: expected reward of the optimal action minus that of this one."""
@@ -81,6 +85,34 @@ def draw(tasks, key: Array):
   count = jax.tree.leaves(tasks)[0].shape[0]
   which = jax.random.randint(key, (), 0, count)
   return jax.tree.map(lambda x: jnp.asarray(x)[which], tasks)
+
+
+def no_label(name: str) -> Callable:
+  """The `label` of a family whose optimal actions nobody knows: a UserError."""
+
+  def label(task, state):
+    del task, state
+    raise UserError(f"family={name}: no optimal action is known; read histories, tokens='episodes'")
+
+  return label
+
+
+def walk(task, key: Array, steps: int, *, start, act, step, observe, horizon: int) -> Transitions:
+  """Transitions of a policy that does not look, act(key), in episodes of `horizon` steps."""
+
+  def one(state, now):
+    at, key = now
+    again, how, then = jax.random.split(key, 3)
+    fresh = start(task, again)
+    state = jax.tree.map(lambda x, y: jnp.where(at % horizon == 0, x, y), fresh, state)
+    action = act(how)
+    after, reward = step(task, state, action, then)
+    return after, Transitions(
+      state=observe(state), action=action, next_state=observe(after), reward=reward
+    )
+
+  now = jnp.arange(steps, dtype=jnp.int32), jax.random.split(key, steps)
+  return jax.lax.scan(one, start(task, key), now)[1]
 
 
 def independent(task, key: Array, steps: int, *, query, act, step, observe) -> Transitions:
