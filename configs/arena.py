@@ -1,8 +1,8 @@
 """The arena: policy-optimization methods on token worlds, every run one compiled program.
 
-  python -m experiments.compare --config=configs/arena.py            (two hours on two cores)
-  python -m experiments.compare --config=configs/arena.py:short      (two worlds: half of it)
-  python -m experiments.compare --config=configs/arena.py:debug      (under a minute)
+  python -m experiments.compare --config=configs/arena.py                  (all worlds)
+  python -m experiments.compare --config=configs/arena.py:reverse,gated    (these two of them)
+  python -m experiments.compare --config=configs/arena.py:debug            (under a minute)
 
 An arm is {method, args, plan, skip}; a world {world, params, plan, skip}; `plan` holds fields of
 train/fused.py: Plan, those of the arm over those of the world over the common ones. Learning rates
@@ -15,7 +15,6 @@ from configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  parts = common.check_variant(variant, ("short", "debug"))
   c = ConfigDict()
   c.seeds = 10
   c.tune_seeds = 2
@@ -45,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "skip": ("igpo",),
     },
   }
-  short = ("reverse", "gated")
+  flat = ("reverse", "gated")  # one turn, one unit
   twice = {"mini": 2}  # the second update is off-policy by the first: else no clip acts
   arms = {
     "reinforce": {"method": "reinforce"},
@@ -71,11 +70,11 @@ def get_config(variant: str = "") -> ConfigDict:
       "args": {"rho": 0.875},
       "plan": {"prompts": 256, "group": 1},
     },
-    "rank_grpo": {"method": "rank_grpo", "args": {"beta_kl": 0.0}, "skip": short},
-    "igpo": {"method": "igpo", "args": {"gain": "given", "beta_kl": 0.0}, "skip": short},
+    "rank_grpo": {"method": "rank_grpo", "args": {"beta_kl": 0.0}, "skip": flat},
+    "igpo": {"method": "igpo", "args": {"gain": "given", "beta_kl": 0.0}, "skip": flat},
   }
-  if "short" in parts:
-    worlds = {name: worlds[name] for name in short}
+  parts = common.check_variant(variant, (*worlds, "debug"))
+  worlds = {name: world for name, world in worlds.items() if name in parts} or worlds
   if "debug" in parts:
     c.seeds, c.tune_seeds, c.lrs = 2, 1, (1e-3,)
     c.plan.update(updates=2, eval_every=1, prompts=4, heldout=16, warm_steps=10)

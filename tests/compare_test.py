@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from configs import arena
 from experiments import compare
 from experiments.arena import cells, page, results, stats
 from grpo_jax.errors import UserError
+
+jax.devices()  # or the first comparison would decide how many there are for all tests of a process
 
 
 @settings(max_examples=30)
