@@ -37,7 +37,9 @@ NOTES = (
   "rewards, width) were chosen among four by the returns of learners on eight targets, some of "
   "them among those here, before any transformer was trained. The size of the transformer is "
   "that of the other T2MIR configs; batch, steps and seeds are what half an hour of one shared "
-  "core allows, set from the time of a step before anything was trained."
+  "core allows, set from the time of a step before anything was trained. Seconds are of that core, "
+  "waits for others included. With two seeds and so few steps nothing here speaks of the paper's "
+  "sizes."
 )
 MARGIN = 0.05  # of the score
 _EPISODES = 20  # of uniform actions, on every held-out target

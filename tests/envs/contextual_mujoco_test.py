@@ -135,9 +135,10 @@ def test_without_mujoco_one_line_names_the_extra(monkeypatch):
 
 
 @real
-def test_the_cheetah_moves_as_gymnasiums_does():
+def test_the_cheetah_moves_as_gymnasiums_does(tmp_path, monkeypatch):
   import gymnasium
 
+  monkeypatch.chdir(tmp_path)  # its own loading leaves a log behind
   env = gymnasium.make("HalfCheetah-v5").unwrapped
   env.reset(seed=0)
   family = contextual.get("cheetah_vel")
@@ -176,3 +177,53 @@ def test_nothing_is_left_in_the_working_folder(tmp_path, monkeypatch, capfd):
   after = sim.advance(np.full((1, 18), 1e12), np.zeros((1, 6)), {})  # far out of range
   assert np.isfinite(after).all()
   assert list(tmp_path.iterdir()) == [] and "WARNING" not in "".join(capfd.readouterr())
+
+
+@real
+def test_a_walker_moves_as_gymnasiums_does_with_the_body_of_its_task(tmp_path, monkeypatch):
+  import gymnasium
+
+  monkeypatch.chdir(tmp_path)
+  env = gymnasium.make("Walker2d-v5", frame_skip=4).unwrapped
+  family = contextual.get("walker_param", tasks=4, share=0.5, limit=2.0)
+  step = jax.jit(jax.vmap(family.step))
+  rng = np.random.default_rng(0)
+  tasks = jax.tree.map(jnp.asarray, family.train)
+  state = np.concatenate([env.init_qpos, env.init_qvel])[None] + rng.normal(size=(2, 18)) * 0.2
+  action = rng.uniform(-1, 1, (2, 6))
+  single = lambda x: jnp.asarray(x, jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 2)
+  after, reward = step(tasks, single(state), single(action), keys)
+  for i in range(2):
+    for name, value in vars(family.train).items():
+      getattr(env.model, name)[:] = value[i]
+    env.reset(seed=0)
+    env.set_state(state[i, :9], state[i, 9:])
+    env.data.qacc_warmstart[:] = 0
+    seen, _, _, _, info = env.step(action[i])
+    np.testing.assert_allclose(family.observe(after[i]), seen, rtol=5e-3, atol=5e-3)
+    upright = 0.8 < env.data.qpos[1] < 2 and abs(env.data.qpos[2]) < 1
+    want = info["x_velocity"] + upright - 1e-3 * np.sum(action[i] ** 2)
+    assert float(reward[i]) == pytest.approx(want, abs=5e-3)
+  same = step(tasks, single(state[:1].repeat(2, 0)), single(action[:1].repeat(2, 0)), keys)[0]
+  assert np.abs(same[0] - same[1]).max() > 0.05  # another body moves otherwise
+
+
+def test_bodies_are_scaled_within_the_limit_and_unscaled_at_zero(faked):
+  for limit in (0.0, 1.0):
+    family = contextual.get("walker_param", tasks=20, limit=limit)
+    mass, damping = np.asarray(family.train.body_mass), np.asarray(family.train.dof_damping)
+    z = np.log(mass / [[2.0, 1.0]]) / np.log(1.5), np.log(damping) / np.log(1.3)
+    for x in z:
+      assert np.abs(x).max() <= limit + 1e-5 and x.std() == pytest.approx(limit / 3**0.5, rel=0.2)
+
+
+def test_a_fallen_walker_is_not_paid_for_standing(faked):
+  family = contextual.get("walker_param", tasks=4, share=0.5)
+  task = jax.tree.map(lambda x: jnp.asarray(x[0]), family.train)
+  step = jax.jit(lambda state: family.step(task, state, jnp.full(6, 0.5), None)[1])
+  standing = jnp.zeros(18).at[1].set(2.5)  # the stand-in halves it: 1.25 m
+  moved = float(task.body_mass[0]) * 1.5 - 1e-3 * 6 * 0.25  # 0.15 m a mass in 0.1 s
+  assert float(step(standing)) == pytest.approx(moved + 1, abs=1e-3)
+  for where, value in ((1, 1.0), (1, 5.0), (2, 2.5), (2, -2.5)):
+    assert float(step(standing.at[where].set(value))) == pytest.approx(moved, abs=1e-3)
