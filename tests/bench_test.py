@@ -258,6 +258,7 @@ def ours_params(argv) -> int:
   return s.layers * s.layer_params + 2 * s.vocab * s.hidden + s.hidden * (2 * s.layers + 1)
 
 
+@pytest.mark.slow
 def test_our_fused_loop_runs_the_small_model_s_steps():
   small = ["--prompts=2", "--group=2", "--prompt=4", "--new=4", "--steps=2", "--runs=1"]
   out = ours_fused.main([*TINY, *small])

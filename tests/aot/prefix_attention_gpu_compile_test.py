@@ -100,7 +100,7 @@ def test_training_needs_memory_for_a_few_copies_of_its_inputs_and_no_scores(h200
   memory = compiled(case.name, call, args, tmp_path).memory_analysis()
   inputs = sum(a.size * a.dtype.itemsize for a in args if a is not None)
   assert memory.temp_size_in_bytes < inputs
-  assert case.pairs() * 2 > 50 * inputs  # what the scores alone would take
+  assert case.pairs() * 2 > 10 * memory.temp_size_in_bytes  # what the scores alone would take
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 128])

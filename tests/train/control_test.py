@@ -145,6 +145,7 @@ def small_run(name="ppo", env="CartPole-v1"):
   return control.make_run(envs.get(env), methods.get(name, **args), SMALL)
 
 
+@pytest.mark.slow
 def test_seeds_in_one_program_are_the_seeds_alone():
   seeds, lrs = jnp.arange(2), jnp.full((2,), 1e-3)
   states, curves = over_seeds(small_run(), jax.devices()[:1])(seeds, lrs)

@@ -122,7 +122,12 @@ ARMS = {
 }
 
 
-@pytest.mark.parametrize("arm", ARMS)
+TWINS = ("old entropy", "drift", "values of segments")  # 20 s each, and tested by their methods too
+
+
+@pytest.mark.parametrize(
+  "arm", [pytest.param(arm, marks=[pytest.mark.slow] * (arm in TWINS)) for arm in ARMS]
+)
 def test_every_kind_of_need_is_met(arm):
   name, args, plan = ARMS[arm]
   plan = fused.Plan(**SMALL | {"updates": 2, "eval_every": 1} | plan)

@@ -198,6 +198,7 @@ def test_a_contrast_needs_pairs():
   assert "contrast" not in metrics and "balance" in metrics
 
 
+@pytest.mark.slow
 def test_runs_of_several_seeds_in_one_program_are_the_runs_alone():
   layout = Layout(BANDIT, 4)
   config = in_context.make_config(layout, hidden=8, layers=1)
