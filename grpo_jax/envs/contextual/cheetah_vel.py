@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grpo_jax.envs import simulator
-from grpo_jax.envs.contextual.family import Family, draw, no_label, split, walk
-from grpo_jax.envs.world import check
+from grpo_jax.envs.contextual.family import Family, split
+from grpo_jax.envs.contextual.unlabelled import check_tasks, unlabelled
 from grpo_jax.errors import UserError
 from grpo_jax.types import Record, record
 
@@ -44,13 +44,9 @@ def make(
 
   Raises UserError for values out of range, and where MuJoCo is missing.
   """
-  check("cheetah_vel.tasks", tasks, 2)
-  check("cheetah_vel.horizon", horizon, 1)
-  check("cheetah_vel.steps", steps, 1)
+  check_tasks("cheetah_vel", tasks, horizon, steps, share)
   if not low < high:
     raise UserError(f"cheetah_vel.high={high}: must be above low={low}")
-  if not 1 <= int(share * tasks) < tasks:
-    raise UserError(f"cheetah_vel.share={share}: must leave tasks for training and for testing")
   sim = simulator.load("half_cheetah.xml", frames=5)
   every = np.random.RandomState(seed).uniform(low, high, tasks).astype(np.float32)
   train, heldout = (Task(velocity=every[ids]) for ids in split(tasks, share, seed))  # pyright: ignore
@@ -69,27 +65,16 @@ def make(
     cost = CONTROL_COST * jnp.sum(jnp.clip(action, -1, 1) ** 2)
     return after, -jnp.abs(velocity - task.velocity) - cost
 
-  act = lambda key: jax.random.uniform(key, (sim.actions,), minval=-1.0, maxval=1.0)
   observe = lambda state: state[1:]
-  return Family(
-    name="cheetah_vel",
+  return unlabelled(
+    "cheetah_vel",
+    start=start,
+    step=step,
+    observe=observe,
     observation=len(sim.rest) - 1,
     actions=sim.actions,
     horizon=horizon,
     steps=steps,
-    task=lambda key: draw(train, key),
-    start=start,
-    step=step,
-    observe=observe,
-    label=no_label("cheetah_vel"),
-    mean=lambda task, state, action: step(task, state, action, None)[1],
-    behave=lambda task, key, steps: walk(
-      task, key, steps, start=start, act=act, step=step, observe=observe, horizon=horizon
-    ),
-    query=start,
-    best=lambda task: jnp.float32(jnp.nan),
     train=train,
     heldout=heldout,
-    continuous=True,
-    labelled=False,
   )

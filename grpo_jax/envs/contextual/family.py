@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grpo_jax.core.transitions import Transitions
-from grpo_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,34 +84,6 @@ def draw(tasks, key: Array):
   count = jax.tree.leaves(tasks)[0].shape[0]
   which = jax.random.randint(key, (), 0, count)
   return jax.tree.map(lambda x: jnp.asarray(x)[which], tasks)
-
-
-def no_label(name: str) -> Callable:
-  """The `label` of a family whose optimal actions nobody knows: a UserError."""
-
-  def label(task, state):
-    del task, state
-    raise UserError(f"family={name}: no optimal action is known; read histories, tokens='episodes'")
-
-  return label
-
-
-def walk(task, key: Array, steps: int, *, start, act, step, observe, horizon: int) -> Transitions:
-  """Transitions of a policy that does not look, act(key), in episodes of `horizon` steps."""
-
-  def one(state, now):
-    at, key = now
-    again, how, then = jax.random.split(key, 3)
-    fresh = start(task, again)
-    state = jax.tree.map(lambda x, y: jnp.where(at % horizon == 0, x, y), fresh, state)
-    action = act(how)
-    after, reward = step(task, state, action, then)
-    return after, Transitions(
-      state=observe(state), action=action, next_state=observe(after), reward=reward
-    )
-
-  now = jnp.arange(steps, dtype=jnp.int32), jax.random.split(key, steps)
-  return jax.lax.scan(one, start(task, key), now)[1]
 
 
 def independent(task, key: Array, steps: int, *, query, act, step, observe) -> Transitions:

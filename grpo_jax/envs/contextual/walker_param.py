@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from grpo_jax.envs import simulator
-from grpo_jax.envs.contextual.family import Family, draw, no_label, split, walk
+from grpo_jax.envs.contextual.family import Family, split
+from grpo_jax.envs.contextual.unlabelled import check_tasks, unlabelled
 from grpo_jax.envs.world import check
-from grpo_jax.errors import UserError
 from grpo_jax.types import Record, record
 
 CONTROL_COST = 1e-3
@@ -55,12 +55,8 @@ def make(
 
   Raises UserError for values out of range, and where MuJoCo is missing.
   """
-  check("walker_param.tasks", tasks, 2)
-  check("walker_param.horizon", horizon, 1)
-  check("walker_param.steps", steps, 1)
+  check_tasks("walker_param", tasks, horizon, steps, share)
   check("walker_param.limit", limit, 0, 10)
-  if not 1 <= int(share * tasks) < tasks:
-    raise UserError(f"walker_param.share={share}: must leave tasks for training and for testing")
   sim = simulator.load("walker2d_v5.xml", frames=4, fields=tuple(BASE))
   every = bodies(sim, tasks, limit, seed)
   halves = (jax.tree.map(lambda x, ids=ids: x[ids], every) for ids in split(tasks, share, seed))
@@ -83,28 +79,17 @@ def make(
     fast = jnp.clip(state[sim.positions :], -_FAST, _FAST)
     return jnp.concatenate([state[1 : sim.positions], fast])
 
-  act = lambda key: jax.random.uniform(key, (sim.actions,), minval=-1.0, maxval=1.0)
-  return Family(
-    name="walker_param",
+  return unlabelled(
+    "walker_param",
+    start=start,
+    step=step,
+    observe=observe,
     observation=len(sim.rest) - 1,
     actions=sim.actions,
     horizon=horizon,
     steps=steps,
-    task=lambda key: draw(train, key),
-    start=start,
-    step=step,
-    observe=observe,
-    label=no_label("walker_param"),
-    mean=lambda task, state, action: step(task, state, action, None)[1],
-    behave=lambda task, key, steps: walk(
-      task, key, steps, start=start, act=act, step=step, observe=observe, horizon=horizon
-    ),
-    query=start,
-    best=lambda task: jnp.float32(jnp.nan),
     train=train,
     heldout=heldout,
-    continuous=True,
-    labelled=False,
   )
 
 
