@@ -37,6 +37,7 @@ def compare(c, workdir: Path, say=print) -> dict:
       say("jax has already started: runs follow each other on one device")
   from experiments.arena import cells as arena
   from experiments.arena import page, results
+  from experiments.arena.starts import Starts
 
   folder = workdir / "cells"
   folder.mkdir(parents=True, exist_ok=True)
@@ -46,10 +47,10 @@ def compare(c, workdir: Path, say=print) -> dict:
   for cell in cells:
     arena.build(cell)  # every name and parameter is right before the first hour is spent
   records = [arena.Record(folder, cell) for cell in cells]
-  progress = Progress(cells, records, arena, say)
+  progress, starts = Progress(cells, records, arena, say), Starts(c.at_once, say)
   for cell, record in zip(cells, records, strict=True):
     progress.at(cell)
-    arena.run_cell(record, cell, c.at_once, progress)
+    arena.run_cell(record, cell, starts, progress)
 
   found = {
     (cell.world, cell.arm): whole(arena, r, cell) for cell, r in zip(cells, records, strict=True)

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from configs.common import check_variant
 from experiments import statements
 from experiments.arena import cells as arena
+from experiments.arena.starts import Starts
 from grpo_jax import envs
 from grpo_jax.train import fused
 
@@ -48,7 +49,7 @@ def config(slug: str, variant: str, *, plan, worlds, arms, lr: float, seeds: int
 def run(cells, records, module, say) -> None:
   """Runs what is missing, one program at a time. The runs of a seed in one world share the warm
   start, which is computed once."""
-  starts = {}
+  starts = Starts()
   probe = getattr(module, "probe", lambda cell: None)
   warm_world = getattr(module, "warm_world", lambda world: world)
   for cell, record in zip(cells, records, strict=True):
@@ -56,12 +57,11 @@ def run(cells, records, module, say) -> None:
     missing = [s for s in range(cell.spec["seeds"]) if record.get(s, lr) is None]
     if not missing:
       continue
-    go, plan = arena.build(cell)
-    world = warm_world(envs.get(cell.spec["world"], **cell.spec["params"]))
-    begin = _starts(starts, cell, world, plan)
+    go, world, plan = arena.build(cell)
     program, measure = None, probe(cell)
     for seed in missing:
-      params, warm = begin(seed)
+      start = starts(cell.world, warm_world(world), plan, [seed])
+      params, warm = jax.tree.map(lambda x: x[0], start)
       args = jnp.int32(seed), jnp.float32(lr), params
       if program is None:
         before = time.monotonic()
@@ -74,22 +74,6 @@ def run(cells, records, module, say) -> None:
       record.add([_entry(curves, plan, seed, lr, warm, more, seconds)])
       say(f"{cell.world:>14} {cell.arm:<20} seed {seed}: {seconds:5.1f} s   "
           f"{_short(record.data['runs'][-1])}")  # fmt: skip
-
-
-def _starts(starts: dict, cell, world, plan):
-  """begin(seed) -> (params, warm steps), remembered over the arms of a world."""
-  of_world = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world"))}
-  key = (cell.world, *of_world.items())
-  if key not in starts:
-    starts[key] = (jax.jit(fused.make_start(world, plan)), {})
-  program, known = starts[key]
-
-  def begin(seed: int):
-    if seed not in known:
-      known[seed] = program(jnp.int32(seed))
-    return known[seed]
-
-  return begin
 
 
 def _entry(curves, plan, seed: int, lr: float, warm, more: dict, seconds: float) -> dict:

@@ -1,6 +1,7 @@
 """A cell is one arm on one world: one compiled program, run for pairs of seed and learning rate.
 
-Tuning uses seeds that are not reported. What ran lies in a JSON file a cell, written after every
+Tuning uses seeds that are not reported; runs of one seed start from the same policy in every arm of
+a world. What ran lies in a JSON file a cell, written after every
 program call, so the same command goes on where it stopped.
 """
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.arena.starts import Starts
 from grpo_jax import envs, methods
 from grpo_jax.errors import UserError
 from grpo_jax.lookup import check_keys
@@ -63,7 +65,7 @@ def cells(c) -> list[Cell]:
 
 
 def build(cell: Cell):
-  """(run, plan) of the cell; UserError names the cell and the wrong field."""
+  """(run, world, plan) of the cell; UserError names the cell and the wrong field."""
   spec = cell.spec
   try:
     check_keys("plan", spec["plan"], fused.Plan.__dataclass_fields__)
@@ -72,7 +74,7 @@ def build(cell: Cell):
     args = dict(spec["args"])
     if methods.defaults(spec["method"]).get("max_tokens", 0) in (None, ...):
       args = {"max_tokens": world.answer} | args
-    return fused.make_run(world, methods.get(spec["method"], **args), plan), plan
+    return fused.make_run(world, methods.get(spec["method"], **args), plan), world, plan
   except ValueError as error:
     raise UserError(f"{cell.world} with {cell.arm}: {error}") from error
 
@@ -123,22 +125,25 @@ def todo(record: Record, cell: Cell) -> list[tuple[int, float]]:
   return [(s, lr) for s in range(spec["seeds"]) if record.get(s, lr) is None]
 
 
-def run_cell(record: Record, cell: Cell, at_once: int, progress) -> None:
-  """Runs what is missing, `at_once` pairs a program call; `progress(n, seconds)` after each."""
+def run_cell(record: Record, cell: Cell, starts: Starts, progress) -> None:
+  """Runs what is missing, `starts.at_once` pairs a program call; `progress(n, seconds)` after
+  each, whose seconds are those of the runs without their warm starts."""
   if not todo(record, cell):
     return
-  run, _ = build(cell)
-  shape = jax.ShapeDtypeStruct((at_once,), jnp.int32), jax.ShapeDtypeStruct((at_once,), jnp.float32)
-  start = time.monotonic()
-  program = fused.over_seeds(lambda seed, lr: run(seed, lr)[1]).lower(*shape).compile()
-  record.data["compile_s"] = round(time.monotonic() - start, 2)
+  run, world, plan = build(cell)
+  program = None
   while pairs := todo(record, cell):
-    pairs = pairs[:at_once]
-    full = pairs + pairs[:1] * (at_once - len(pairs))
+    pairs = pairs[: starts.at_once]
+    full = pairs + pairs[:1] * (starts.at_once - len(pairs))
+    seeds, lrs = map(list, zip(*full, strict=True))
+    params, warm = starts(cell.world, world, plan, seeds)
+    args = jnp.asarray(seeds, jnp.int32), jnp.asarray(lrs, jnp.float32), params
+    if program is None:
+      start = time.monotonic()
+      program = fused.over_seeds(lambda *each: run(*each)[1]).lower(*args).compile()
+      record.data["compile_s"] = round(time.monotonic() - start, 2)
     start = time.monotonic()
-    seeds, lrs = (jnp.asarray(x) for x in zip(*full, strict=True))
-    curves = program(seeds.astype(jnp.int32), lrs.astype(jnp.float32))
-    curves = jax.tree.map(np.asarray, curves)
+    curves = jax.tree.map(np.asarray, program(*args)._replace(warm_steps=warm))
     seconds = time.monotonic() - start
     record.add([_entry(curves, i, *pair, seconds) for i, pair in enumerate(pairs)])
     progress(len(pairs), seconds)
