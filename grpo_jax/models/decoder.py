@@ -47,24 +47,11 @@ def rope_frequencies(c: ModelConfig) -> Float[Array, " half"]:
   return freq * (smooth + (1 - smooth) / s.factor)
 
 
-class Turn(NamedTuple):
-  """What turns queries and keys at some positions, f32[..., X, 1, half] each."""
-
-  cos: Array
-  sin: Array
-
-
-def turn(c: ModelConfig, position: Int[Array, "... X"]) -> Turn:
-  """Angles in float32. Made once for all layers; the barrier keeps XLA from making them again
-  inside everything that reads them, which costs a small model more than its layers do."""
-  freq = rope_frequencies(c).reshape((1,) * (position.ndim + 1) + (-1,))
+def rotate(x: Float[Array, "... X H d"], position: Int[Array, "... X"], freq: Array) -> Array:
+  """Rotary embedding in the rotate-half convention; angles in float32."""
+  freq = freq.reshape((1,) * (position.ndim + 1) + (-1,))
   angle = position.astype(jnp.float32)[..., None, None] * freq
-  return Turn(*jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle))))
-
-
-def rotate(x: Float[Array, "... X H d"], by: Turn) -> Array:
-  """Rotary embedding in the rotate-half convention."""
-  cos, sin = by
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -125,7 +112,7 @@ class Block(nnx.Module):
     self.up = _normal(rngs.params(), (d, f), d)
     self.down = _normal(rngs.params(), (f, d), f)
 
-  def qkv(self, x: Float[Array, "... D"], by: Turn):
+  def qkv(self, x: Float[Array, "... D"], position: Int[Array, "..."]):
     """Queries [..., H, d], keys and values [..., K, d], rotated."""
     c = self.config
     y = rms_norm(x, self.attn_norm[...], c.norm_eps)
@@ -140,12 +127,13 @@ class Block(nnx.Module):
     if c.qk_norm:
       q = rms_norm(q, self.q_norm[...], c.norm_eps)
       k = rms_norm(k, self.k_norm[...], c.norm_eps)
-    q, k = rotate(q, by), rotate(k, by)
+    freq = rope_frequencies(c)
+    q, k = rotate(q, position, freq), rotate(k, position, freq)
     return checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v")
 
-  def __call__(self, x, by: Turn, attend: Callable):
+  def __call__(self, x, position, attend: Callable):
     """x [..., D]; `attend(q, k, v)` returns (mixed values [..., H, d], what to keep)."""
-    mixed, kept = attend(*self.qkv(x, by))
+    mixed, kept = attend(*self.qkv(x, position))
     mixed = checkpoint_name(mixed, "mixed")
     x = x + linear(mixed.reshape(*x.shape[:-1], -1), self.o[...])
     y = rms_norm(x, self.mlp_norm[...], self.config.norm_eps)
@@ -190,9 +178,9 @@ def output_matrix(params: Params) -> Float[Array, "V D"]:
   return params.get("head", params["embed"])
 
 
-def block_apply(config: ModelConfig, layer: Params, x: Array, by: Turn, attend: Callable):
+def block_apply(config: ModelConfig, layer: Params, x: Array, position: Array, attend: Callable):
   """One layer on its own slice of the stacked parameters."""
-  return nnx.merge(_block(config), layer)(x, by, attend)
+  return nnx.merge(_block(config), layer)(x, position, attend)
 
 
 class PrefixCache(NamedTuple):
@@ -239,17 +227,17 @@ def run_layers(config, params, x, position, attend, *, trunk=None, remat=False, 
   """
   pin = lambda x: x if rows is None else jax.lax.with_sharding_constraint(x, rows)
   start = None if trunk is None else embed(params, trunk[None])
-  count = _size(trunk)
-  by, by_trunk = turn(config, position), turn(config, jnp.arange(count)[None])
 
   def step(carry, layer):
     x, above = pin(carry[0]), carry[1]
     shared = None
     if trunk is not None:
+      count = trunk.shape[0]
+      where = jnp.arange(count)[None]
       keys = _own_keys(jnp.full((1,), count, jnp.int32))
-      above, (k, v) = block_apply(config, layer, above, by_trunk, keys)
+      above, (k, v) = block_apply(config, layer, above, where, keys)
       shared = k[0], v[0]
-    x, kept = block_apply(config, layer, x, by, functools.partial(attend, shared))
+    x, kept = block_apply(config, layer, x, position, functools.partial(attend, shared))
     return (x, above), kept
 
   step = jax.checkpoint(step, policy=None if remat else _SAVED)

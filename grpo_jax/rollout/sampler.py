@@ -58,7 +58,7 @@ def decode(config, params, prefix, slots, implementation=None):
   column = slots.step % columns
   age = (slots.step - jnp.arange(columns)) % columns
   visible = age[None, None] < slots.fed[..., None]
-  by = decoder.turn(config, prefix.length[:, None] + slots.fed - 1)
+  position = prefix.length[:, None] + slots.fed - 1
 
   def layer(x, weights, k_prefix, v_prefix, keep):
     def attend(q, k, v):
@@ -68,7 +68,7 @@ def decode(config, params, prefix, slots, implementation=None):
       )
       return mixed, caches
 
-    return decoder.block_apply(config, weights, x, by, attend)
+    return decoder.block_apply(config, weights, x, position, attend)
 
   def unrolled(x):
     caches = []
