@@ -88,6 +88,7 @@ def base() -> Any:
       "steps": 0,  # pulls online; 0: as many as a context holds
       "episodes": 5,
       "greedy": False,
+      "explore": False,  # online episodes begin after one of uniform actions
     }
   )
   c.checkpoint = ConfigDict({"every": 500, "keep": 2})

@@ -12,13 +12,13 @@
   python -m experiments.train --config=configs/t2mir.py:walker_param   also walker_param,dense etc.
   python -m experiments.train --config=configs/t2mir.py:debug          under a minute
 
-The task is Point-Robot; `python -m experiments.t2mir` compares the arms there. On Darkroom contexts
-are windows of learning histories of tabular Q-learning on the training goals; DPT's label is the
-optimal action at a query state, AD's the learner's next action. On MuJoCo (the extra `mujoco`) they
-are episodes of soft actor-critic, sorted by return; `python -m experiments.histories --config=...`
-makes them once for several arms. Histories from a folder (data/tfds_history_source.py):
---config.data.histories.path=DIR. `:paper` (also `darkroom,paper`,
-`ad,paper`) has the sizes of the released configs where the card names them.
+The task is Point-Robot; `python -m experiments.t2mir` compares the arms there. Contexts are windows
+of the learning histories of soft actor-critic on the training goals, on Darkroom of tabular
+Q-learning; DPT's label is the optimal action at a query state, AD's the learner's next action. On
+MuJoCo (the extra `mujoco`) they are episodes of soft actor-critic, sorted by return.
+`python -m experiments.histories --config=...` makes them once for several arms. Histories from a
+folder (data/tfds_history_source.py): --config.data.histories.path=DIR. `:paper` (also
+`darkroom,paper`, `ad,paper`) has the sizes of the released configs where the card names them.
 """
 
 from typing import Any
@@ -40,6 +40,14 @@ DARKROOM: Any = {"family": "darkroom", "n": 7, "horizon": 12, "steps": 24, "star
 MUJOCO: Any = {"tasks": 25, "share": 0.8, "horizon": 50, "steps": 200}
 SAC: Any = {"gamma": 0.95, "tau": 0.01, "reward_scale": 2.0}
 HISTORIES: Any = {"path": "", "learners": 4, "episodes": 100, "gamma": 0.9}
+# A fifth of a life is uniform actions: an agent that begins with some finds itself in the data.
+POINTS: Any = {
+  **{"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20},
+  "histories": {
+    **{"path": "", "learners": 1, "episodes": 50},
+    "sac": {"gamma": 0.9, "tau": 0.02, "reward_scale": 2.0, "warmup": 10},
+  },
+}
 
 
 def get_config(variant: str = "") -> Any:
@@ -49,13 +57,12 @@ def get_config(variant: str = "") -> Any:
   darkroom = ad or "darkroom" in parts
   c: Any = dpt.base()
   c.method = "t2mir"
-  points: Any = {"family": "point_robot", "goals": 200, "horizon": 20, "steps": 20}
-  c.data = DARKROOM | {"histories": HISTORIES} if darkroom else points
-  c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1000
+  c.data = DARKROOM | {"histories": HISTORIES} if darkroom else POINTS
+  c.tokens, c.pairs, c.batch, c.steps = "split", True, 32, 1000 if darkroom else 4000
   c.model.update(hidden=32, layers=3, heads=4)
   c.moe.update({"hidden": 64, "hard": not darkroom} | ARMS[arm])
   c.optimizer.update(lr=2e-3, warmup=100, clip_norm=1.0)
-  c.eval.update(episodes=6)
+  c.eval.update(episodes=6, explore=not darkroom)
   balance, contrast = (0.1, 0.01) if ad else (0.01, 0.001 if darkroom else 0.01)
   c.method_args = {"balance": balance, "contrast": 0.0 if arm == "no_contrast" else contrast}
   if ad:
@@ -83,7 +90,7 @@ def _mujoco(c, family: str, arm: str) -> None:
   c.tokens, c.moe.skip, c.moe.hard, c.moe.softmax = "episodes", 0, False, True
   c.seeds, c.batch, c.steps = 2, 8, 500
   c.method_args = {"balance": 0.1, "contrast": 0.0 if arm == "no_contrast" else 0.01}
-  c.eval.episodes = 8
+  c.eval.update(episodes=8, explore=False)
 
 
 def _paper_mujoco(c, *_) -> None:
@@ -110,15 +117,12 @@ def _paper(c, darkroom: bool, ad: bool) -> None:
 def _debug(c, darkroom: bool, ad: bool, mujoco: bool) -> None:
   c.steps, c.seeds, c.batch = 4, 2, 4
   c.data.update(horizon=4, steps=8 if ad or mujoco else 4)
-  if darkroom or mujoco:
-    c.data.histories.episodes = 4
+  c.data.histories.episodes = 4
   if darkroom:
     c.data.n = 3
-  elif mujoco:
-    c.data.tasks = 6
-    c.data.histories.sac.update(hidden=[8], batch=4, warmup=1)
   else:
-    c.data.goals = 20
+    c.data.update({"tasks": 6} if mujoco else {"goals": 20})
+    c.data.histories.sac.update(hidden=[8], batch=4, warmup=1)
   c.model.update(hidden=8, layers=1, heads=2)
   c.moe.hidden = 8
   c.eval.update(every=2, episodes=2)

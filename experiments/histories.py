@@ -40,6 +40,16 @@ def make(config, workdir: Path, say=print) -> dict:
   }
 
 
+def once(config, workdir: Path) -> dict:
+  """As `make`, in WORKDIR/histories; what WORKDIR/histories.json says where they stand already."""
+  from grpo_jax.train import atomic
+
+  said = workdir / "histories.json"
+  if not said.exists():
+    atomic.write_json(said, make(config, workdir / "histories"))
+  return json.loads(said.read_text())
+
+
 def main(argv: list[str]) -> int:
   work = lambda argv: print("final: " + json.dumps(make(*parse(argv))))
   return command(argv, __doc__, work)

@@ -27,7 +27,6 @@ from experiments import statements
 from experiments.arena import cells as arena
 from experiments.arena.starts import Starts
 from grpo_jax import envs
-from grpo_jax.train import fused
 
 DEBUG = {"updates": 2, "eval_every": 1, "prompts": 4, "heldout": 16, "warm_steps": 10}
 

@@ -1,7 +1,7 @@
-"""Warm starts, which all arms of a world share: made once a world and seed, in programs of their own.
+"""Warm starts, which all arms of a world share: made once a world and seed, by their own programs.
 
-What a warm start does is decided by the world, the seed and the plan's fields `warm_*` and `world*`;
-neither method nor learning rate has a part in it.
+What a warm start does is decided by the world, the seed and the plan's fields `warm_*` and
+`world*`; neither method nor learning rate has a part in it.
 """
 
 import time
@@ -14,7 +14,7 @@ from grpo_jax.train import fused
 
 
 class Starts:
-  """`at_once` of them in one program, as `fused.over_seeds` runs them. `say` hears of every call."""
+  """`at_once` of them in one program, as `fused.over_seeds` runs them; `say` hears of each call."""
 
   def __init__(self, at_once: int = 1, say=lambda text: None):
     self.at_once, self.say, self.made = at_once, say, {}
@@ -33,8 +33,8 @@ class Starts:
       begun = time.monotonic()
       found = jax.block_until_ready(program(jnp.asarray(full, jnp.int32)))
       steps = ", ".join(str(x) for x in found[1][: len(part)])
-      seconds = time.monotonic() - begun
-      self.say(f"{name:>18} {'warm start':<14} {len(part)} runs in {seconds:5.1f} s   {steps} steps")
+      head = f"{name:>18} {'warm start':<14} {len(part)} runs"
+      self.say(f"{head} in {time.monotonic() - begun:5.1f} s   {steps} steps")
       for j, seed in enumerate(part):
         known[seed] = jax.tree.map(lambda x, j=j: x[j], found)
     return jax.tree.map(lambda *x: jnp.stack(x), *(known[seed] for seed in seeds))

@@ -2,9 +2,10 @@
 
   python -m experiments.t2mir [--parts=full,no_contrast,token,task,dense] [--workdir=runs/t2mir]
 
-Each part is one arm, a run of configs/t2mir.py in WORKDIR/ARM; the same command resumes. With all
-arms verdict.json, curves.png and routing.png go to experiments/t2mir/, with fewer of them to
-WORKDIR. The last line of stdout is `final: {json}`.
+Histories of soft actor-critic are made once, in WORKDIR/histories; each part is one arm, a run of
+configs/t2mir.py in WORKDIR/ARM. The same command resumes. With all arms verdict.json, curves.png
+and routing.png go to experiments/t2mir/, with fewer of them to WORKDIR. The last line of stdout is
+`final: {json}`.
 """
 
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import in_context
+from experiments import histories, in_context
 from experiments.t2mir import claims, routing
 from grpo_jax.train.page_style import COLOURS
 
@@ -26,9 +27,11 @@ def test(arms: list[str], workdir: Path) -> dict:
   from grpo_jax.train import launch
 
   start = time.monotonic()
+  known = histories.once(t2mir.get_config(), workdir)
   finals, runs = {}, {}
   for arm in arms:
     c = t2mir.get_config(arm)
+    c.data.histories.path = known["path"]
     finals[arm] = launch.launch(c, workdir / arm)
     runs[arm] = claims.read(workdir / arm, routing.measure(c, workdir / arm))
     run = runs[arm]
@@ -46,6 +49,8 @@ def test(arms: list[str], workdir: Path) -> dict:
     "routing": {arm: means(run.routing) for arm, run in runs.items()},
     "command": "python -m experiments.t2mir",
     "parts": arms,
+    "learners_by_tenths": known["returns"],
+    "histories_s": known["wall_s"],
     "seeds": t2mir.get_config().seeds,
     "notes": claims.NOTES,
   }

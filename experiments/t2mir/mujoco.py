@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import histories as maker
-from experiments import in_context
+from experiments import histories, in_context
 from experiments.statements import Statement, more
 
 HERE = Path(__file__).parent
@@ -62,14 +61,10 @@ def statements(scores: dict[str, np.ndarray]) -> list[Statement]:
 
 def test(arms: list[str], workdir: Path) -> dict:
   from configs import t2mir
-  from grpo_jax.train import atomic, launch
+  from grpo_jax.train import launch
 
   start = time.monotonic()
-  made = workdir / "histories.json"
-  if not made.exists():
-    found = maker.make(t2mir.get_config(FAMILY), workdir / "histories")
-    atomic.write_json(made, found)
-  known = json.loads(made.read_text())
+  known = histories.once(t2mir.get_config(FAMILY), workdir)
   low, high = uniform(), known["returns"]["heldout"][-1]
   finals, returns, scores = {}, {}, {}
   for arm in arms:

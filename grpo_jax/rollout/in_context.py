@@ -159,6 +159,22 @@ def play(
   return in_turn(layout.family, tasks, key, episodes, begin, layout.steps, data)
 
 
+def explored(family, tasks: Any, key: Array) -> Transitions:
+  """An episode [B, T] of uniform actions: of all, or in [-1, 1] where they are continuous."""
+  count = jax.tree.leaves(tasks)[0].shape[0]
+  first, go = jax.random.split(key)
+  state = jax.vmap(family.start)(tasks, jax.random.split(first, count))
+
+  def act(seen, key):
+    if family.continuous:
+      return jax.random.uniform(key, (count, family.actions), minval=-1.0, maxval=1.0)
+    return jax.random.randint(key, (count,), 0, family.actions)
+
+  one = lambda state, key: step(family, tasks, state, act, key)
+  _, (data, _) = jax.lax.scan(one, state, jax.random.split(go, family.horizon))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), data)
+
+
 def in_turn(
   family,
   tasks: Any,

@@ -41,9 +41,11 @@ def play(
   tasks: Any,
   key: Array,
   episodes: int,
+  data: Transitions | None = None,
   greedy: bool = False,
 ) -> Episodes:
-  """Episodes of B tasks from an empty history. UserError as in `check`."""
+  """Episodes of B tasks from a history [B, n] of whole ones; None: an empty one. UserError as in
+  `check`."""
   check(layout)
 
   def begin(data, state):
@@ -54,7 +56,7 @@ def play(
 
   room = layout.steps - layout.family.horizon  # the episode of now is in the window too
   ascending = layout.kind == "episodes"
-  return in_turn(layout.family, tasks, key, episodes, begin, room, ascending=ascending)
+  return in_turn(layout.family, tasks, key, episodes, begin, room, data, ascending)
 
 
 def opened(layout: Layout, config, params, data: Transitions) -> model.Cache:

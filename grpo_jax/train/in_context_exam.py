@@ -30,6 +30,7 @@ class Size:
   steps: int = 0  # online pulls of a bandit; 0: as many as the context holds
   episodes: int = 5  # online episodes of other families
   greedy: bool = False  # online actions too are the most likely ones
+  explore: bool = False  # online episodes begin with a context of one of uniform actions, not empty
 
   def __post_init__(self):
     for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1)):
@@ -54,6 +55,8 @@ def check(layout: Layout, size: Size) -> None:
   """Raises UserError for an exam that the family or the tokens do not allow."""
   if is_bandit(layout):
     in_context.check_pulls(layout, size.steps)
+    if size.explore:
+      raise UserError(f"eval.explore: {layout.family.name} is played pull by pull; set it to False")
   elif layout.history:
     in_context_history.check(layout)
   else:
@@ -85,9 +88,10 @@ def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str
   Bandits: "online" [B, T] suboptimality of each pull, "entropy" [B, T] in nats of the distribution
   it was drawn from, "offline" [B, H + 1] suboptimality of the greedy arm after 0..H transitions,
   and "distance" [B, H + 1], total variation to exact posterior sampling, where that is known.
-  Others: "return" [B, E] of online episodes, "right" [B, E] the share of actions that were the
-  family's label (if it has labels), "offline" [B] the return of one greedy episode with a
-  pretraining context (not of histories, where the model goes on with its own).
+  Others: "return" [B, E] of online episodes (that of uniform actions is none of them), "right"
+  [B, E] the share of actions that were the family's label (if it has labels), "offline" [B] the
+  return of one greedy episode with a pretraining context (not of histories, where the model goes on
+  with its own).
   """
   key = jax.random.key(_KEY + 1)
   if not is_bandit(layout):
@@ -110,7 +114,11 @@ def _episodes(layout, config, params, exam, size, key):
   online, given = jax.random.split(key)
   greedy, history = size.greedy, layout.history
   play = in_context_history.play if history else in_context.play
-  played = play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy)
+  begin = {}
+  if size.explore:
+    start = jax.random.fold_in(online, 0)
+    begin["data"] = in_context.explored(layout.family, exam.tasks, start)
+  played = play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy, **begin)
   marks = {"return": jnp.sum(played.reward, axis=2)}
   if layout.family.labelled:
     marks["right"] = jnp.mean(played.right.astype(jnp.float32), axis=2)

@@ -100,7 +100,7 @@ def build(c):
   name, params = family_of(c)
   family = contextual.get(name, **params)
   layout = Layout(family, family.steps, c.tokens)
-  size = exams.Size(c.eval.tasks, c.eval.steps, c.eval.episodes, c.eval.greedy)
+  size = exams.Size(c.eval.tasks, c.eval.steps, c.eval.episodes, c.eval.greedy, c.eval.explore)
   exams.check(layout, size)
   o = c.optimizer
   if not 0 <= o.b2 < 1:

@@ -248,3 +248,22 @@ def test_what_cannot_be_is_refused_in_one_line():
     Layout(ROOM, 4, "pair")
   with pytest.raises(UserError, match=r"data\.steps=0: must be at least 1"):
     dataclasses.replace(room, steps=0)
+
+
+@pytest.mark.parametrize("name", ["darkroom", "point_robot"])
+def test_an_explored_episode_is_one_of_uniform_actions_in_the_task_itself(name):
+  family = contextual.get(name, horizon=5, steps=5)
+  tasks = jax.vmap(family.task)(jax.random.split(jax.random.key(0), 400))
+  data = jax.jit(functools.partial(in_context.explored, family))(tasks, jax.random.key(1))
+  assert data.reward.shape == (400, 5)
+  np.testing.assert_array_equal(data.state[:, 1:], data.next_state[:, :-1])
+  kind = jax.eval_shape(family.start, jax.tree.map(lambda x: x[0], tasks), jax.random.key(0)).dtype
+  state = data.state.astype(kind)  # what is seen here is the state itself
+  want = jax.vmap(jax.vmap(family.mean, (None, 0, 0)))(tasks, state, data.action)
+  np.testing.assert_allclose(data.reward, want, atol=1e-6)
+  if family.continuous:
+    assert np.abs(data.action).max() <= 1
+    assert stats.kstest(np.ravel(data.action), "uniform", (-1, 2)).pvalue > 1e-3
+  else:
+    counts = np.bincount(np.ravel(data.action), minlength=family.actions)
+    assert stats.chisquare(counts).pvalue > 1e-3

@@ -18,6 +18,7 @@ from grpo_jax import methods
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
 from grpo_jax.models.moe import MoEConfig
+from grpo_jax.rollout import in_context as rollout
 from grpo_jax.rollout.transition_tokens import Layout
 from grpo_jax.train import fused, in_context, in_context_data, in_context_loop
 from grpo_jax.types import Fwd
@@ -198,6 +199,27 @@ def test_a_contrast_needs_pairs():
   assert "contrast" not in metrics and "balance" in metrics
 
 
+def test_an_exam_that_explores_begins_with_a_context_and_one_that_does_not_with_none():
+  room = contextual.get("darkroom", n=3, horizon=4, steps=8)
+  layout = Layout(room, 8)
+  config = in_context.make_config(layout, hidden=8, layers=1)
+  params = in_context.model.init(config, jax.random.key(0))
+  params["head"]["w"] = 30 * jax.random.normal(jax.random.key(1), params["head"]["w"].shape)
+  seen = {}
+  for explore in (False, True):
+    size = in_context.exams.Size(episodes=2, explore=explore)
+    exam = in_context.exams.make(layout, size)
+    read = []
+    with pytest.MonkeyPatch.context() as patch:
+      frozen = rollout.frozen
+      note = lambda *a, frozen=frozen, read=read: read.append(a[3].reward.shape[1]) or frozen(*a)
+      patch.setattr(rollout, "frozen", note)
+      marks = in_context.exams.evaluate(layout, config, params, exam, size)
+    seen[explore] = read
+    assert marks["return"].shape == (exam.best.shape[0], 2)
+  assert seen[False][:2] == [0, 4] and seen[True][:2] == [4, 8]
+
+
 @pytest.mark.slow
 def test_runs_of_several_seeds_in_one_program_are_the_runs_alone():
   layout = Layout(BANDIT, 4)
@@ -318,6 +340,7 @@ def test_the_dense_arm_has_as_many_weights_as_a_token_meets_of_the_full_one():
     ("method=grpo", "use dpt, t2mir or sft"),
     ("method_args.skip=-1", "skip=-1: must be 0"),
     ("moe.experts=1", "moe.experts=1"),
+    ("eval.explore=True", "eval.explore: bandit is played pull by pull"),
   ],
 )
 def test_a_bad_value_is_one_line_and_exit_code_2(capsys, tmp_path, change, message):
