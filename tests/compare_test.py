@@ -1,9 +1,12 @@
 """The comparison: its statistics, its cells, and what a person sees."""
 
+import dataclasses
 import itertools
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,6 +79,41 @@ def test_a_comparison_writes_cells_results_and_a_page(ran):
   text = (folder / "report.html").read_text()
   assert "<script" not in text and "modular_addition" in text
   assert final["arms"] == 1 and any("runs left" in line for line in lines)
+
+
+def test_a_start_is_made_once_for_all_that_ask_for_it(monkeypatch):
+  calls = []
+  made = lambda world, plan: lambda seed: ({"w": jnp.full(2, seed)}, seed + plan.warm_steps)
+  monkeypatch.setattr(cells.fused, "make_start", made)
+  starts = cells.Starts(2, calls.append)
+  world: Any = None  # not read by the start above
+  plan = cells.fused.Plan(warm_steps=10)
+  params, steps = starts("a", world, plan, [5, 3, 5])
+  np.testing.assert_array_equal(params["w"], [[5, 5], [3, 3], [5, 5]])
+  np.testing.assert_array_equal(steps, [15, 13, 15])
+  other = dataclasses.replace(plan, updates=7, eval_every=7, prompts=2)  # of no matter to a start
+  starts("a", world, other, [3])
+  assert len(calls) == 1
+  starts("a", world, dataclasses.replace(plan, warm_steps=20), [3])
+  starts("b", world, plan, [3])
+  assert len(calls) == 3
+
+
+@pytest.mark.slow
+def test_a_shared_warm_start_is_the_one_that_a_run_makes_for_itself(tmp_path):
+  c = small()
+  c.plan.warm_steps, c.lrs = 10, (1e-2,)
+  c.arms = {"grpo": {"method": "grpo"}, "rloo": {"method": "rloo"}}
+  said = []
+  compare.compare(c, tmp_path, said.append)
+  assert sum("warm start" in line for line in said) == 1  # of two arms
+  cell = cells.cells(c)[1]
+  run, _, _ = cells.build(cell)
+  curves = jax.jit(lambda seed: run(seed, 1e-2)[1])(jnp.int32(1))
+  found = cells.Record(tmp_path / "cells", cell).get(1, 1e-2)
+  assert found is not None and found["warm_steps"] == 10
+  np.testing.assert_allclose(found["accuracy"], curves.accuracy, atol=1e-5)
+  np.testing.assert_allclose(found["train"]["grad_norm"], curves.train["grad_norm"], atol=1e-4)
 
 
 def test_the_same_command_runs_nothing_again(ran, monkeypatch):
