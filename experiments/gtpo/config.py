@@ -45,7 +45,7 @@ def get_config(variant: str = ""):
       "no_conflicts": {"method": "gtpo", "args": {"conflicts": False}},
       "no_entropy": {"method": "gtpo", "args": {"gamma": 0.0, "entropy_limit": 1e9}},
     },
-    lr=3e-3,
+    lr=1e-3,
   )
 
 
