@@ -12,8 +12,9 @@ NOTES = (
   "There is no world with opening and closing tags. The nearest is one operation of chain without "
   "slack: '=' always opens and '.' always closes a well-formed answer, with one number between; "
   "'form' is the share of well-formed answers on held-out problems. gamma is 0.005 for rewards of "
-  "0 and 1, ordinary Adam betas. The learning rate, 3e-3, was fixed beforehand, not the smallest "
-  "that GRPO takes badly."
+  "0 and 1, ordinary Adam betas. The learning rate fixed beforehand was 3e-3: there GRPO and GTPO "
+  "both lose the form (lowest shares 0.44 and 0.45 of 0.998), GTPO's accuracy ends at 0.07, GRPO's "
+  "at 0.10, and the claim was refuted. 1e-3 was run after that, as a fairer rate."
 )
 CURVES = (
   ("chain", "accuracy"),
