@@ -94,6 +94,7 @@ def test_demonstrations_come_as_one_given_rollout_after_the_sampled_ones(name):
       assert m.sum() == list(row).index(STOP) + 1
 
 
+@pytest.mark.slow
 def test_runs_of_several_seeds_in_one_program_are_the_runs_alone():
   plan = fused.Plan(**SMALL, warm_steps=10)
   run = fused.make_run(ADDITION, methods.get("grpo", resample=1), plan, TINY)
