@@ -1,8 +1,8 @@
 """A cell is one arm on one world: one compiled program, run for pairs of seed and learning rate.
 
 Tuning uses seeds that are not reported; runs of one seed start from the same policy in every arm of
-a world. What ran lies in a JSON file a cell, written after every
-program call, so the same command goes on where it stopped.
+a world. What ran lies in a JSON file a cell, written after every program call, so the same command
+goes on where it stopped.
 """
 
 import dataclasses

@@ -114,11 +114,10 @@ def _episodes(layout, config, params, exam, size, key):
   online, given = jax.random.split(key)
   greedy, history = size.greedy, layout.history
   play = in_context_history.play if history else in_context.play
-  begin = {}
+  begin = None
   if size.explore:
-    start = jax.random.fold_in(online, 0)
-    begin["data"] = in_context.explored(layout.family, exam.tasks, start)
-  played = play(layout, config, params, exam.tasks, online, size.episodes, greedy=greedy, **begin)
+    begin = in_context.explored(layout.family, exam.tasks, jax.random.fold_in(online, 0))
+  played = play(layout, config, params, exam.tasks, online, size.episodes, begin, greedy)
   marks = {"return": jnp.sum(played.reward, axis=2)}
   if layout.family.labelled:
     marks["right"] = jnp.mean(played.right.astype(jnp.float32), axis=2)
