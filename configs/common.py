@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 
 
 def base() -> Any:

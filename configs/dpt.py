@@ -45,7 +45,7 @@ def base() -> Any:
   c.method = "dpt"
   c.method_args = ConfigDict()  # keyword arguments of the method's make()
   c.data = ConfigDict()  # family, and the keyword arguments of its make()
-  c.tokens = "transition"  # or split, history: rollout/transition_tokens.py
+  c.tokens = "transition"  # or split, history: rollout/in_context/tokens.py
   c.batch = 64  # contexts a step
   c.pairs = False  # two contexts of every task (T2MIR)
   c.gate_rate = 0.005  # T2MIR's tau
@@ -55,11 +55,11 @@ def base() -> Any:
       "layers": 3,
       "heads": 4,  # DPT's arguments say so, its network has 1: far slower to learn
       "ffn": 4,
-      "wide": True,  # larger weights at the start: train/in_context.py: widened
+      "wide": True,  # larger weights at the start: train/programs/in_context.py: widened
     }
   )
   c.moe = ConfigDict(
-    {  # of the last layer, see models/moe.py; no experts: a plain one
+    {  # of the last layer, see models/moe/layer.py; no experts: a plain one
       "experts": 0,
       "task_experts": 0,
       "top_k": 2,

@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> Any:
   c.model = "smollm2"
   c.data = ConfigDict(
     {
-      "scenario": "buttons",  # or videos, clothes, ads: grpo_jax/data/verbal_bandits.py
+      "scenario": "buttons",  # or videos, clothes, ads: grpo_jax/systems/evolve_bandits/words.py
       "arms": 5,
       "gap": 0.5,  # between the best arm's mean and the others'
       "steps": 30,

@@ -1,13 +1,14 @@
 """Test a paper's claim: arms x token worlds x seeds on the fused loop, and a verdict by rule.
 
-  python -m experiments.claim --config=experiments/SLUG/config.py[:debug] [--config.a.b=c]
+  python -m experiments.claim --config=experiments/SLUG/claim.py[:debug] [--config.a.b=c]
                               [--workdir=DIR]
 
 DIR (default runs/claims/SLUG) gets cells/, one JSON a world and arm; the same command resumes. Then
 verdict.json, curves.json and curves.png are written to experiments/SLUG/ (of a :debug run, or one
 with fewer seeds than the config has: to DIR). The last line of stdout is `final: {json}`.
 
-A config is a module with CLAIM, CURVES, get_config and statements(data); see experiments/study.py.
+A config is a module with CLAIM, CURVES, get_config and statements(data); see
+experiments/common/study.py.
 """
 
 import importlib
@@ -16,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.cli import command, parse
+from experiments.common.cli import command, parse
 from grpo_jax.errors import UserError
-from grpo_jax.train import atomic
+from grpo_jax.run import atomic
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
   def work(argv):
     config, workdir = parse(argv)
     if "slug" not in config:
-      raise UserError("--config: has no `slug`; use experiments/SLUG/config.py")
+      raise UserError("--config: has no `slug`; use experiments/SLUG/claim.py")
     if not any(a.startswith("--workdir") for a in argv):
       workdir = Path("runs/claims") / f"{config.slug}{'-debug' if config.debug else ''}"
     whole = not config.debug and not any(a.startswith("--config.") for a in argv)
@@ -39,10 +40,10 @@ def main(argv: list[str]) -> int:
 
 def test(c, workdir: Path, folder: Path, say=print) -> dict:
   """Runs what is missing, judges, and writes the evidence to `folder`."""
-  from experiments import statements, study
-  from experiments.arena import cells as arena
+  from experiments.common import statements, study
+  from experiments.common.arena import cells as arena
 
-  module = importlib.import_module(f"experiments.{c.slug}.config")
+  module = importlib.import_module(f"experiments.{c.slug}.claim")
   (workdir / "cells").mkdir(parents=True, exist_ok=True)
   cells = arena.cells(c)
   for cell in cells:
@@ -61,7 +62,7 @@ def test(c, workdir: Path, folder: Path, say=print) -> dict:
     "statements": found,
     "numbers": data.numbers(module.CURVES),
     "sampled_tokens": data.sampled(),
-    "command": f"python -m experiments.claim --config=experiments/{c.slug}/config.py{variant}",
+    "command": f"python -m experiments.claim --config=experiments/{c.slug}/claim.py{variant}",
     "seeds": c.seeds,
     "setting": {k: c[k].to_dict() for k in ("plan", "worlds", "arms")} | {"lr": c.lrs[0]},
     "notes": module.NOTES,

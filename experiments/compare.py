@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.cli import command, parse
+from experiments.common.cli import command, parse
 from grpo_jax.errors import UserError
-from grpo_jax.train import atomic
+from grpo_jax.run import atomic
 
 
 def main(argv: list[str]) -> int:
@@ -35,9 +35,9 @@ def compare(c, workdir: Path, say=print) -> dict:
       jax.config.update("jax_num_cpu_devices", c.at_once)
     except RuntimeError:
       say("jax has already started: runs follow each other on one device")
-  from experiments.arena import cells as arena
-  from experiments.arena import page, results
-  from experiments.arena.starts import Starts
+  from experiments.common.arena import cells as arena
+  from experiments.common.arena import page, results
+  from experiments.common.arena.starts import Starts
 
   folder = workdir / "cells"
   folder.mkdir(parents=True, exist_ok=True)

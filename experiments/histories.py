@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.cli import command, parse
+from experiments.common.cli import command, parse
 
 
 def make(config, workdir: Path, say=print) -> dict:
@@ -20,7 +20,9 @@ def make(config, workdir: Path, say=print) -> dict:
   from grpo_jax.data import tfds_history_source
   from grpo_jax.envs import contextual
   from grpo_jax.errors import UserError
-  from grpo_jax.train import in_context_histories, in_context_loop, launch
+  from grpo_jax.train import in_context as in_context_loop
+  from grpo_jax.train import launch
+  from grpo_jax.train.programs import in_context_histories
 
   if "histories" not in config.get("data", {}):
     raise UserError("data.histories: missing; use configs/t2mir.py:ad or :cheetah_vel")
@@ -42,7 +44,7 @@ def make(config, workdir: Path, say=print) -> dict:
 
 def once(config, workdir: Path) -> dict:
   """As `make`, in WORKDIR/histories; what WORKDIR/histories.json says where they stand already."""
-  from grpo_jax.train import atomic
+  from grpo_jax.run import atomic
 
   said = workdir / "histories.json"
   if not said.exists():

@@ -3,7 +3,7 @@
   python -m experiments.papers [--json]
 
 One row a paper: slug, what implements it, config, evidence, verdict. Rows come from the tree: a
-method is grpo_jax/methods/SLUG.py; a config is configs/SLUG.py, experiments/SLUG/config.py or an
+method is grpo_jax/methods/SLUG.py; a config is configs/SLUG.py, experiments/SLUG/claim.py or an
 arm of configs/arena.py; evidence is experiments/SLUG/verdict.json with the field `verdict`. Slugs
 have underscores for hyphens and dots.
 """
@@ -18,7 +18,7 @@ VERDICTS = ("confirmed", "refuted", "inconclusive", "not run", "not built")
 # What is not a method of its own.
 ELSEWHERE = {
   "prefix-grouper": "pallas_kernels/prefix_attention",
-  "evolve-bandits": "grpo_jax/data/verbal_bandits.py",
+  "evolve-bandits": "grpo_jax/systems/evolve_bandits",
 }
 
 
@@ -35,7 +35,7 @@ def row(slug: str, title: str, arms: dict) -> dict:
   code = ELSEWHERE.get(slug, f"grpo_jax/methods/{name}.py")
   built = (ROOT / code).exists()
   in_arena = any(a["method"] == name for a in arms.values())
-  tried = [f"configs/{name}.py", f"experiments/{name}/config.py"]
+  tried = [f"configs/{name}.py", f"experiments/{name}/claim.py"]
   config = next((path for path in tried if (ROOT / path).exists()), None)
   if config is None and in_arena:
     config = "configs/arena.py"

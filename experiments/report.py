@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from grpo_jax.errors import UserError
-from grpo_jax.train import report
+from grpo_jax.run import report
 
 
 def main(argv=None) -> int:

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 
-from experiments.cli import parse
+from experiments.common.cli import parse
 from grpo_jax.errors import UserError
 
 

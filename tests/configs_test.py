@@ -12,18 +12,19 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base_methods, common
-from experiments import cli, train
+from experiments import train
+from experiments.common import cli
 from grpo_jax import data, methods, sharding
 from grpo_jax.train import setup
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common",))
 CONFIGS.remove("__init__")
-CONFIGS.remove("arena")  # of experiments.compare: tests/compare_test.py
+CONFIGS.remove("arena")  # of experiments.compare: tests/experiments/compare_test.py
 CONFIGS.remove("cartpole")  # of the loop "control": tests/train/control_test.py
 CONFIGS.remove("dpt")  # of the loop "in_context": tests/train/in_context_loop_test.py
 CONFIGS.remove("t2mir")
-CONFIGS.remove("evolve_bandits")  # tests/train/verbal_bandits_training_test.py
+CONFIGS.remove("evolve_bandits")  # tests/systems/evolve_bandits_training_test.py
 VARIANTS = {"base_methods": tuple(base_methods.ARGS)}  # names that may stand before ",debug"
 SPECS = [
   f"configs/{name}.py" + (f":{variant}" if variant else "")
@@ -83,7 +84,7 @@ def reads(*folders: str) -> set[str]:
 
 
 def test_every_field_of_the_defaults_is_read_by_the_loops():
-  read = reads("grpo_jax/train")
+  read = reads("grpo_jax/train", "grpo_jax/run")
   unread = [path for path in leaves(common.base()) if path.split(".")[-1] not in read]
   # The mesh is read as a whole: its axes are checked by make_mesh.
   assert unread == ["mesh.fsdp", "mesh.tensor"]

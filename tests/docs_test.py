@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli
+from experiments.common import cli
 from grpo_jax import methods
 from grpo_jax.train import setup
 from grpo_jax.types import Fwd, Rollouts, rows_of

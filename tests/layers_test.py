@@ -19,8 +19,7 @@ ROOT = Path(__file__).parent.parent
 PURE = ("grpo_jax/types.py", "grpo_jax/errors.py", "grpo_jax/core", "grpo_jax/methods")
 NOT_PURE = ("jax.sharding", "numpy", "optax", "flax", "chex", "absl", "ml_collections")
 MAX_FILE, MAX_FUNCTION, MAX_BYTES = 400, 60, 1_000_000
-MAX_IN = {"grpo_jax/methods": 120, "grpo_jax/envs": 150}  # a paper, a world: one short file
-NO_WORLDS = ("grpo_jax/envs/world.py", "grpo_jax/envs/control.py")  # what all worlds share, gymnax
+MAX_IN = {"grpo_jax/methods": 120, "grpo_jax/envs/worlds": 150}  # a paper, a world: one short file
 
 # Longer than MAX_FUNCTION for a reason: "path:function": reason.
 LONG: dict[str, str] = {
@@ -68,7 +67,7 @@ def long_files(root: Path) -> list[str]:
 
 def longest(name: str) -> int:
   inside = [n for part, n in MAX_IN.items() if name.startswith(part + "/")]
-  return min([MAX_FILE, *inside]) if name not in NO_WORLDS else MAX_FILE
+  return min([MAX_FILE, *inside])
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

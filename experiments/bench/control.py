@@ -33,7 +33,7 @@ from experiments.bench import control_peer, record
 from experiments.bench.runner import machine
 from grpo_jax import methods
 from grpo_jax.envs import control as envs
-from grpo_jax.train import control
+from grpo_jax.train.programs import control
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 PER_UPDATE = 512

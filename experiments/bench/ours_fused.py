@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from experiments.bench import record
 from experiments.bench.ours import model_config
 from grpo_jax import methods
-from grpo_jax.envs import sequence
+from grpo_jax.envs.worlds import sequence
 from grpo_jax.errors import UserError
 from grpo_jax.models import decoder
-from grpo_jax.train import fused
+from grpo_jax.train.programs import fused
 
 LR = 1e-6
 

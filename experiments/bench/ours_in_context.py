@@ -1,9 +1,9 @@
 """Online evaluation of an in-context learner, ours, timed in a process of its own.
 
 `python -m experiments.bench.ours_in_context FOLDER`: `--tasks` bandits at once, the horizon's pulls
-of each as one compiled program with a key-value cache (grpo_jax/rollout/in_context.py). `--export`
-first writes FOLDER: random weights, contexts that this model met, and its logits there, for the
-peer to load and to compare with.
+of each as one compiled program with a key-value cache (grpo_jax/rollout/in_context/play.py).
+`--export` first writes FOLDER: random weights, contexts that this model met, and its logits there,
+for the peer to load and to compare with.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from experiments.bench import record
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.envs.contextual import bandit
 from grpo_jax.errors import UserError
-from grpo_jax.models import in_context as model
-from grpo_jax.rollout import in_context
-from grpo_jax.rollout.transition_tokens import Layout
-from grpo_jax.train.in_context import make_config, widened
+from grpo_jax.models.in_context import transformer as model
+from grpo_jax.rollout.in_context import play as in_context
+from grpo_jax.rollout.in_context.tokens import Layout
+from grpo_jax.train.programs.in_context import make_config, widened
 
 
 def arguments(argv=None):

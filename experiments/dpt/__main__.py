@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import in_context
+from experiments.common import figures as in_context
 from experiments.dpt import claims
-from grpo_jax.train.page_style import COLOURS
+from grpo_jax.run.page_style import COLOURS
 
 HERE = Path(__file__).parent
 

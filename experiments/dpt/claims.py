@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.statements import Statement, more, not_less
+from experiments.common.statements import Statement, more, not_less
 
 CLAIM = (
   "A transformer trained to predict the optimal action from contexts of any behaviour explores in "
@@ -28,7 +28,8 @@ NOTES = (
   "That Emp is beaten is the card's expectation for H = 100; on Gaussian arms with noise 0.3 Emp, "
   "which tries every arm first, may itself be as good as Thompson sampling there. Darkroom first "
   "ran for 4000 steps, and ended at a return of 10 in the third episode and 18 in the fifth. Then "
-  "exact posterior sampling was computed (rollout/exact_posterior.py), which DPT tends to: its "
+  "exact posterior sampling was computed (rollout/in_context/exact_posterior.py), "
+  "which DPT tends to: its "
   "actions too are drawn one by one with the context frozen, so it wanders, and even its third "
   "episode is far below 80% of the optimum. The statement of three episodes stays as it was; that "
   "which compares with exact posterior sampling, 12,000 steps and ten episodes were chosen then."

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from configs import evolve_bandits
-from experiments import cli, in_context, regret
+from experiments.common import cli, regret
+from experiments.common import figures as in_context
 from experiments.evolve_bandits import claims
-from grpo_jax.train import atomic
+from grpo_jax.run import atomic
 
 HERE = Path(__file__).parent
 CONFIG = "configs/evolve_bandits.py"

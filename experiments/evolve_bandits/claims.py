@@ -7,8 +7,8 @@ guidance and examples is tested for ours as is.
 
 import numpy as np
 
-from experiments.statements import Statement, more, not_less
-from grpo_jax.rollout.verbal_bandits import Games
+from experiments.common.statements import Statement, more, not_less
+from grpo_jax.systems.evolve_bandits.games import Games
 
 CLAIM = {
   "": "Summaries, an algorithm's guidance and examples each lower the regret of an untrained "

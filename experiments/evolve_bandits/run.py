@@ -15,14 +15,14 @@ import jax
 import numpy as np
 
 from experiments.evolve_bandits import settings
-from grpo_jax.data import verbal_bandits as words
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
 from grpo_jax.models import loading
-from grpo_jax.rollout import bandit_transcripts as transcripts
-from grpo_jax.rollout.verbal_bandits import Games, Speaker, play, play_learner
-from grpo_jax.train import atomic, folder, verbal_bandits
-from grpo_jax.train.checkpoint import Checkpoints
+from grpo_jax.names import unknown
+from grpo_jax.run import atomic, folder
+from grpo_jax.run.checkpoint import Checkpoints
+from grpo_jax.systems.evolve_bandits import training as verbal_bandits
+from grpo_jax.systems.evolve_bandits import transcripts, words
+from grpo_jax.systems.evolve_bandits.games import Games, Speaker, play, play_learner
 
 PROMPTS = {  # history, with examples
   "base_rh": ("raw", False),

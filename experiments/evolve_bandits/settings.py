@@ -4,12 +4,12 @@ import functools
 from typing import Any, NamedTuple
 
 from grpo_jax.data import movielens
-from grpo_jax.data import verbal_bandits as words
 from grpo_jax.envs import contextual as families
 from grpo_jax.envs.contextual.family import Family
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
-from grpo_jax.rollout.verbal_movies import movies
+from grpo_jax.names import unknown
+from grpo_jax.systems.evolve_bandits import words
+from grpo_jax.systems.evolve_bandits.movies import movies
 from grpo_jax.tabular import bandits
 from grpo_jax.tabular.learner import Learner
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import histories, in_context
+from experiments import histories
+from experiments.common import figures as in_context
 from experiments.t2mir import claims, routing
-from grpo_jax.train.page_style import COLOURS
+from grpo_jax.run.page_style import COLOURS
 
 HERE = Path(__file__).parent
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import histories, in_context
-from experiments.statements import Statement, more
+from experiments import histories
+from experiments.common import figures as in_context
+from experiments.common.statements import Statement, more
 
 HERE = Path(__file__).parent
 ARMS = ("full", "dense")
@@ -99,7 +100,7 @@ def uniform() -> float:
 
   from configs import t2mir
   from grpo_jax.envs import contextual
-  from grpo_jax.train import in_context_loop
+  from grpo_jax.train import in_context as in_context_loop
 
   name, params = in_context_loop.family_of(t2mir.get_config(FAMILY))
   family = contextual.get(name, **params)

@@ -64,8 +64,8 @@ def spread(load: np.ndarray) -> float:
 def marks(routes: dict[str, np.ndarray], part: np.ndarray, task: np.ndarray, told: np.ndarray):
   """Numbers and matrices of one model.
 
-  routes: of `models/moe.py: Seen`, rows are contexts. part i32[L]: kind of a token, negative ones
-  are left out. task i32[N] of a context; told bool[N]: whether its goal can be read from it.
+  routes: of `models/moe/layer.py: Seen`, rows are contexts. part i32[L]: kind of a token, negative
+  ones are left out. task i32[N] of a context; told bool[N]: whether its goal can be read from it.
   """
   out: dict = {}
   inside = part >= 0
@@ -111,8 +111,8 @@ def sizes(params, moe) -> dict[str, int]:
 def watch(layout, config, params, source=None) -> dict:
   """What `marks` reads: routes of CONTEXTS contexts of every held-out task, by the goal's angle
   about the middle of the goals, so that neighbours in the order are neighbours."""
-  from grpo_jax.models import in_context as model
-  from grpo_jax.train.in_context_data import contexts
+  from grpo_jax.models.in_context import transformer as model
+  from grpo_jax.train.programs.in_context_data import contexts
 
   family = layout.family
   away = family.heldout.goal - family.heldout.goal.mean(axis=0, keepdims=True)
@@ -137,9 +137,11 @@ def measure(c, workdir: Path) -> dict:
   path = workdir / "routing.json"
   if path.exists():
     return json.loads(path.read_text())
-  from grpo_jax.train import atomic, in_context, in_context_loop
-  from grpo_jax.train.checkpoint import Checkpoints
-  from grpo_jax.train.fused import over_seeds
+  from grpo_jax.run import atomic
+  from grpo_jax.run.checkpoint import Checkpoints
+  from grpo_jax.train import in_context as in_context_loop
+  from grpo_jax.train.programs import in_context
+  from grpo_jax.train.programs.fused import over_seeds
 
   layout, method, config, plan = in_context_loop.build(c)
   layout, _, source = in_context_loop.sources(c, layout)

@@ -6,7 +6,7 @@ from typing import Any
 from grpo_jax.data import jsonl, prompts, reasoning_gym_task, tfds_source
 from grpo_jax.data.problem import DataSet, Problem, numbered, split
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import check_keys, unknown
+from grpo_jax.names import check_keys, unknown
 
 _COMMON = {"source": None, "heldout": 256, "seed": 0, "prompt": None}
 _FIELDS = {"needs": ("answer",), "prompt_field": "prompt", "answer_field": "answer"}

@@ -16,7 +16,7 @@ import numpy as np
 
 from grpo_jax.data.tfds_source import opened, tensorflow_datasets
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 
 NAME = "movielens/1m-ratings"
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}

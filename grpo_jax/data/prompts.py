@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from grpo_jax.data.problem import Problem, text_hash
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import check_keys, unknown
+from grpo_jax.names import check_keys, unknown
 
 STYLES = ("plain", "few_shot", "chat")
 Render = Callable[[list[dict]], str]

@@ -11,7 +11,8 @@ from typing import Any
 
 from grpo_jax.data.problem import Problem, text_hash
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import check_keys, gym_dataset
+from grpo_jax.names import check_keys
+from grpo_jax.reasoning_gym import gym_dataset
 
 # A task is taken to be exhausted after this many draws in a row without a new question.
 _PATIENCE = 2000

@@ -7,7 +7,7 @@ import numpy as np
 
 from grpo_jax.data.problem import Problem
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 
 
 class _Epochs:

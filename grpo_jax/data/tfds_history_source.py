@@ -8,7 +8,7 @@ import numpy as np
 from grpo_jax.core.transitions import Histories, Transitions
 from grpo_jax.data.tfds_source import opened, prepared, tensorflow_datasets
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 
 _FIELDS = {"task_id", "learner", "task", "steps"}
 

@@ -16,7 +16,7 @@ import numpy as np
 from grpo_jax.data.jsonl import problem_of
 from grpo_jax.data.problem import Problem
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 
 _OURS = {"id", "prompt", "question", "answer_json", "meta"}
 

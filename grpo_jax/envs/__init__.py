@@ -1,17 +1,16 @@
 """Token worlds by the name of their module: `get("modular_addition", modulus=7)` calls its `make`.
 
-A new world is one file in this folder that defines `make(*, ...) -> World`.
+A new world is one file in `worlds` that defines `make(*, ...) -> World`.
 """
 
+from grpo_jax.envs import worlds
 from grpo_jax.envs.world import World
-from grpo_jax.lookup import make, modules
-
-_NOT_WORLDS = ("world", "control", "simulator")
+from grpo_jax.names import make, modules
 
 
 def names() -> list[str]:
-  """All worlds: the modules of this folder."""
-  return modules(__path__, without=_NOT_WORLDS)
+  """All worlds: the modules of `worlds`."""
+  return modules(worlds.__path__)
 
 
 def get(name: str, **kwargs) -> World:
@@ -19,4 +18,4 @@ def get(name: str, **kwargs) -> World:
 
   Raises UserError for an unknown name or parameter.
   """
-  return make("world", __name__, names(), name, kwargs)
+  return make("world", worlds.__name__, names(), name, kwargs)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import check_keys, unknown
+from grpo_jax.names import check_keys, unknown
 from grpo_jax.types import Record, record
 
 

@@ -11,7 +11,7 @@ micro-batches: use one.
 
 The pairs of a batch: rows i and i + B/2 hold two independent contexts of one task. The key gate
 is an exponential average of the task gate, updated after every optimizer step
-(models/moe.py: update_key_gate); it gets no gradient.
+(models/moe/layer.py: update_key_gate); it gets no gradient.
 """
 
 from grpo_jax.errors import UserError

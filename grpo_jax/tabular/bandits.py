@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from grpo_jax.core.bandits import Counts, gaussian_posterior, no_pulls, pull
+from grpo_jax.core.bandit_counts import Counts, gaussian_posterior, no_pulls, pull
 from grpo_jax.errors import UserError
 from grpo_jax.tabular.learner import Learner as Learner
 from grpo_jax.tabular.learner import first_best

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from grpo_jax.core.bandits import Counts, gaussian_posterior
+from grpo_jax.core.bandit_counts import Counts, gaussian_posterior
 
 
 def tally(action: Int[Array, " H"], reward: Float[Array, " H"], arms: int) -> Counts:

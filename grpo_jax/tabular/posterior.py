@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grpo_jax.core.bandits import Counts
+from grpo_jax.core.bandit_counts import Counts
 
 
 def best_arm_bernoulli(

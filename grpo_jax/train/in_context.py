@@ -1,213 +1,251 @@
-"""In-context learners: a whole pretraining run, tasks and contexts made on the fly, as one program.
+"""The host side of in-context pretraining: several seeds at once, marks, checkpoints, a report.
 
-`make_program` gives the pieces, pure functions that a loop on the host calls (in_context_loop.py);
-`make_run` joins them to run(seed, lr) -> (TrainState, Curves) for comparisons over seeds. Methods
-and the update are those of the language-model loops: a row is a context, a column a token, and
-`Batch.tokens` is the label there.
+`run` is the life of a run; what a step and an exam are stands in in_context.py and
+in_context_exam.py. All that is random hangs on (seed, step), so a run that was stopped goes on as
+if it had not been.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import json
+import time
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array
+import numpy as np
 
-from grpo_jax.core.contrastive import pair_loss
+from grpo_jax import methods
+from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
-from grpo_jax.models import in_context as model
-from grpo_jax.models import moe
-from grpo_jax.rollout.transition_tokens import Layout
-from grpo_jax.train import in_context_exam as exams
-from grpo_jax.train.in_context_data import draw
-from grpo_jax.train.optimizer import make_schedule
-from grpo_jax.train.update import init_state, make_update
-from grpo_jax.types import Batch, Fixed, Fwd, Method, Metrics, TrainState
+from grpo_jax.models.moe.layer import MoEConfig, dense_of
+from grpo_jax.rollout.in_context.tokens import Layout
+from grpo_jax.run import atomic, folder, in_context_page
+from grpo_jax.run.checkpoint import Checkpoints
+from grpo_jax.run.metrics import MetricsWriter, duration
+from grpo_jax.train.programs import in_context as program
+from grpo_jax.train.programs import in_context_exam as exams
+from grpo_jax.train.programs import in_context_histories
+from grpo_jax.train.programs.fused import over_seeds
+from grpo_jax.train.programs.in_context_data import Source
+
+WHOLE = ("seeds", "steps", "log.every", "checkpoint.every", "checkpoint.keep", "eval.every")
 
 
-class _Schedule(NamedTuple):
-  schedule: str
-  warmup: int
-  lr: float = 1.0
+def run(c, workdir: Path, say=print) -> dict:
+  """Trains `c.seeds` models in `workdir`, or goes on where its last whole checkpoint stands."""
+  start = time.monotonic()
+  layout, method, config, plan = build(c)
+  folder.check_folder(c, workdir)
+  if (final := folder.final_of(workdir, c.steps)) is not None:
+    in_context_page.write(workdir)
+    folder.say_again(workdir, final, f"raise steps={c.steps} to go on")
+    return final
+  layout, train, heldout = sources(c, layout, say)
+  made = program.make_program(layout, method, config, plan, train)
+  folder.save_config(c, workdir)
+  seeds = c.seed + jnp.arange(c.seeds, dtype=jnp.int32)
+  state = over_seeds(lambda seed, _: made.init(seed))(seeds, seeds)
+  stretch = over_seeds(made.stretch)
+  examine = Examiner(layout, config, plan, family_of(c)[1], workdir, heldout)
+
+  checkpoints = Checkpoints(workdir, c.checkpoint.keep, say)
+  first = 0
+  if (found := checkpoints.restore(state)) is not None:
+    first, state, _ = found
+    folder.check_steps(c, first)
+    checkpoints.discard_after(first)
+    say(f"resumed after step {first}")
+  examine.forget_after(first)
+  writer = MetricsWriter(workdir, c.steps, c.log.tensorboard, keep_below_step=first + 1)
+  say(describe(c, layout, state))
+
+  if not first:
+    _mark(writer, say, 0, examine(0, seeds, state))
+  began = time.monotonic()
+  for step in range(first + plan.every, c.steps + 1, plan.every):
+    clock = time.monotonic()
+    state, metrics = stretch(seeds, state)
+    metrics = {k: float(np.mean(v)) for k, v in metrics.items()}
+    seconds = time.monotonic() - clock
+    writer.write(step, metrics | {"time_total": seconds})
+    left = (time.monotonic() - began) / (step - first) * (c.steps - step)
+    say(
+      f"step {step}/{c.steps}  loss {metrics['loss']:.4g}  per label {metrics['nll']:.4f}  "
+      f"{c.seeds * plan.every / seconds:.1f} steps/s  left {duration(left)}"
+    )
+    if not np.isfinite(metrics["loss"]):
+      raise UserError(f"step {step}: the loss is {metrics['loss']}; lower optimizer.lr")
+    if step % c.eval.every == 0 or step == c.steps:
+      _mark(writer, say, step, examine(step, seeds, state))
+    if step % c.checkpoint.every == 0 or step == c.steps:
+      checkpoints.save(step, state, {})
+  checkpoints.close()
+  final = examine.final() | {"steps": c.steps, "seeds": c.seeds}
+  writer.finish(final | {"wall_s": time.monotonic() - start})
+  in_context_page.write(workdir)
+  return final
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """Sizes of a run. UserError for values out of range."""
-
-  steps: int = 1000
-  batch: int = 64
-  lr: float = 1e-3  # where `run` gets none
-  schedule: str = "constant"  # or linear, cosine; to 0 at `steps`
-  warmup: int = 0
-  weight_decay: float = 1e-4
-  clip_norm: float = 1.0  # 0: none
-  b1: float = 0.9
-  b2: float = 0.999
-  wide: bool = False  # begin with larger weights than GPT-2's, see `widened`
-  pairs: bool = False  # two contexts of every task, of different tasks: rows i and i + batch / 2
-  gate_rate: float = 0.005  # T2MIR's tau: the step of the key gate after every update
-  every: int = 100  # steps in one call of `stretch`; a divisor of `steps`
-  exam: exams.Size = dataclasses.field(default_factory=exams.Size)
-
-  def __post_init__(self):
-    for name in ("steps", "batch", "every"):
-      if getattr(self, name) < 1:
-        raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
-    if self.steps % self.every:
-      raise UserError(f"steps={self.steps}: must be a multiple of {self.every}, the log interval")
-    make_schedule(_Schedule(self.schedule, self.warmup), self.steps)
-    if self.pairs and self.batch % 2:
-      raise UserError(f"batch={self.batch}: must be even where contexts come in pairs")
-    if not 0 <= self.gate_rate <= 1:
-      raise UserError(f"gate_rate={self.gate_rate}: must be from 0 to 1")
-
-
-class Program(NamedTuple):
-  init: Callable[..., TrainState]  # seed -> state
-  stretch: Callable[..., tuple[TrainState, Metrics]]  # seed, state, lr -> `every` steps; means
-  evaluate: Callable[..., dict[str, Array]]  # params, exam -> per task
-  exam: Callable[[], exams.Exam]  # the same for all seeds
-
-
-class Curves(NamedTuple):
-  """What a run leaves beside its state."""
-
-  train: Metrics  # f32[steps / every] each
-  marks: dict[str, Array]  # of the exam after the last step
-
-
-def make_config(layout: Layout, *, hidden=32, layers=4, heads=1, **more) -> model.InContextConfig:
-  """The model for these tokens."""
-  return model.InContextConfig(
-    inputs=layout.width,
-    outputs=layout.family.actions,
-    positions=int(layout.position.max()) + 1,
-    modalities=layout.modalities,
-    lead=layout.lead,
-    hidden=hidden,
-    layers=layers,
-    heads=heads,
-    **more,
-  )
-
-
-def check(method: Method) -> None:
-  """Raises UserError where this loop cannot give the method what it reads."""
-  if not isinstance(method.plan, Fixed) or method.whole_groups:
-    raise UserError("the method must learn from given labels, one a context: use dpt, t2mir or sft")
-  if method.needs:
+def build(c):
+  """(layout, method, config, plan) of a config. UserError, one line, for what cannot be."""
+  for field in WHOLE:
+    value = c
+    for name in field.split("."):
+      value = value[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+      raise UserError(f"{field}={value!r}: must be a whole number of at least 1")
+  for field in ("eval.every", "checkpoint.every"):
+    group, name = field.split(".")
+    if c[group][name] % c.log.every:
+      raise UserError(f"{field}={c[group][name]}: must be a multiple of log.every={c.log.every}")
+  name, params = family_of(c)
+  family = contextual.get(name, **params)
+  layout = Layout(family, family.steps, c.tokens)
+  size = exams.Size(c.eval.tasks, c.eval.steps, c.eval.episodes, c.eval.greedy, c.eval.explore)
+  exams.check(layout, size)
+  o = c.optimizer
+  if not 0 <= o.b2 < 1:
+    raise UserError(f"optimizer.b2={o.b2}: must be at least 0 and below 1")
+  if not o.lr > 0 or o.clip_norm < 0 or o.weight_decay < 0 or o.warmup < 0:
     raise UserError(
-      f"the method needs {', '.join(method.needs)}, which the in-context loop does not supply"
+      f"optimizer.lr={o.lr}, clip_norm={o.clip_norm}, weight_decay={o.weight_decay}, "
+      f"warmup={o.warmup}: lr must be above 0, the others at least 0"
     )
+  plan = program.Plan(
+    steps=c.steps,
+    batch=c.batch,
+    lr=o.lr,
+    schedule=o.schedule,
+    warmup=o.warmup,
+    weight_decay=o.weight_decay,
+    clip_norm=o.clip_norm,
+    b2=o.b2,
+    wide=c.model.wide,
+    pairs=c.pairs,
+    gate_rate=c.gate_rate,
+    every=c.log.every,
+    exam=size,
+  )
+  method = methods.get(c.method, **c.method_args)
+  program.check(method)
+  m = c.model
+  config = program.make_config(
+    layout, hidden=m.hidden, layers=m.layers, heads=m.heads, ffn=m.ffn, moe=_moe(c.moe, m.hidden)
+  )
+  return layout, method, config, plan
 
 
-def make_program(layout: Layout, method: Method, config, plan: Plan, source=None) -> Program:
-  """source: where contexts come from if not from the family; see in_context_data.draw."""
-  check(method)
+def family_of(c) -> tuple[str, dict]:
+  """(name, arguments) of data.family. UserError without a name."""
+  params = {k: v for k, v in c.data.to_dict().items() if k != "histories"}
+  if "family" not in params:
+    raise UserError(f"data.family: missing; use one of {', '.join(contextual.names())}")
+  return params.pop("family"), params
 
-  def optimizer(lr):
-    c = plan
-    unit = make_schedule(_Schedule(c.schedule, c.warmup), c.steps)
-    parts = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
-    return optax.chain(
-      *parts,
-      optax.scale_by_adam(b1=c.b1, b2=c.b2),
-      optax.add_decayed_weights(c.weight_decay),
-      optax.scale_by_learning_rate(lambda count: lr * unit(count)),
-    )
 
-  def key_of(seed):
-    return jax.random.fold_in(jax.random.key(0), seed)
+def sources(c, layout: Layout, say=print) -> tuple[Layout, Source | None, Source | None]:
+  """(layout, train, heldout): where contexts of training and of held-out tasks come from. Learning
+  histories, where `data.histories` names them, else the family (None). The layout has the norm of
+  the states of continuous histories. UserError as in_context_histories.obtain."""
+  if "histories" not in c.data:
+    if layout.history:
+      raise UserError(f"tokens={layout.kind!r}: set data.histories, as configs/t2mir.py:ad does")
+    return layout, None, None
+  plan = in_context_histories.plan_of(c.data.histories.to_dict())
+  train, heldout = in_context_histories.both(layout.family, layout.steps, plan, say)
+  if layout.family.continuous:
+    layout = layout.normed(np.asarray(train.steps.state))
+  whole = layout.family.horizon if layout.kind == "episodes" else 0
+  made = lambda histories: in_context_histories.source(histories, whole)
+  return layout, made(train), made(heldout)
 
-  def init(seed):
-    params = model.init(config, jax.random.fold_in(key_of(seed), 0))
-    params = widened(params) if plan.wide else params
-    return init_state(params, optimizer(plan.lr), method, 1)
 
-  def step(seed, state: TrainState, lr):
-    key = jax.random.fold_in(key_of(seed), state.step + 1)
-    data, noise, order = (jax.random.fold_in(key, i) for i in range(3))
-    rollouts, batch = draw(layout, data, plan.batch, pairs=plan.pairs, source=source)
-    update = make_update(method, make_forward(layout, config, noise, plan.pairs), optimizer(lr))
-    before = state.params
-    state, metrics, per_token = update(state, rollouts, batch, order)
-    metrics = metrics | {"nll": -jnp.sum(batch.mask * per_token["logp"]) / jnp.sum(batch.mask)}
-    return state.replace(params=follow(state.params, before, plan.gate_rate)), metrics
+def _moe(m, width: int) -> MoEConfig | None:
+  """The experts of the last layer; None without any. `dense`: as many weights as a token meets."""
+  if not (m.experts or m.task_experts):
+    return None
+  fields = ("experts", "task_experts", "top_k", "hidden", "noisy", "hard", "softmax", "skip")
+  made = MoEConfig(**{name: m[name] for name in fields})
+  return dense_of(made, width) if m.dense else made
 
-  def stretch(seed, state, lr=plan.lr):
-    one = lambda state, _: step(seed, state, lr)
-    state, metrics = jax.lax.scan(one, state, None, length=plan.every)
-    return state, {k: jnp.mean(v) for k, v in metrics.items()}
 
-  return Program(
-    init=init,
-    stretch=stretch,
-    evaluate=lambda params, exam: exams.evaluate(layout, config, params, exam, plan.exam),
-    exam=lambda: exams.make(layout, plan.exam),
+def describe(c, layout: Layout, state) -> str:
+  size = sum(x.size for x in jax.tree.leaves(state.params)) // c.seeds
+  return (
+    f"plan: {c.seeds} models of {size:,} parameters, {c.steps} steps of {c.batch} contexts of "
+    f"{layout.steps} transitions ({layout.length} tokens), {layout.family.name}; method {c.method}"
   )
 
 
-def widened(params):
-  """Larger weights at the start: the matrices of attention and dense layers 8 times (from GPT-2's
-  0.02 to about 1 / sqrt(width) at a width of 32 to 64), the embedding 4 times.
+class Examiner:
+  """Marks of all seeds on one exam; exam/step_*.json holds their curves, oracles.json those of the
+  oracles. Curves are means over tasks."""
 
-  Ours, by trial on 5-armed bandits: with four heads it is past the plateau of 1.3 nats a label
-  within 300 steps of 64 contexts; one head as in DPT's code, of either start, was not within 600.
-  """
-  factor = {"qkv": 8.0, "proj": 8.0, "up": 8.0, "down": 8.0}
-  grow = lambda layer: {k: x * factor[k] if k in factor else x for k, x in layer.items()}
-  matrix = lambda path, x: 4.0 * x if path[-1].key in ("w", "w2") else x
-  return params | {
-    "embed": jax.tree_util.tree_map_with_path(matrix, params["embed"]),
-    "layers": {name: grow(layer) for name, layer in params["layers"].items()},
-  }
+  def __init__(self, layout, config, plan, params: dict, workdir: Path, source=None):
+    self.folder = workdir / "exam"
+    self.size = plan.exam
+    self.exam = jax.jit(lambda: exams.make(layout, plan.exam, params, source))()
+    self.best = float(jnp.mean(self.exam.best)) if layout.family.labelled else None
+    found = jax.jit(lambda e: exams.oracles(layout, params, e, plan.exam))(self.exam)
+    self.oracles = jax.tree.map(np.asarray, found)
+    one = lambda seed, params: exams.evaluate(layout, config, params, self.exam, plan.exam)
+    self.evaluate = over_seeds(one)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    means = jax.tree.map(lambda x: np.mean(x, axis=0).tolist(), self.oracles)
+    totals = {k: np.sum(v, axis=1).tolist() for k, v in self.oracles["online"].items()}
+    means |= {"best": self.best, "regret_by_task": totals}
+    atomic.write_json(workdir / "oracles.json", means)
 
+  def __call__(self, step: int, seeds, state) -> dict[str, float]:
+    marks = {k: np.asarray(v) for k, v in self.evaluate(seeds, state.params).items()}
+    curves = {k: np.mean(v, axis=1) for k, v in marks.items()}  # [seeds, ...]
+    numbers = summarize(curves)
+    kept = {"step": step, "curves": {k: v.tolist() for k, v in curves.items()}, "numbers": numbers}
+    if "online" in marks:
+      kept["regret_by_task"] = np.sum(marks["online"], axis=2).tolist()
+    atomic.write_json(self.folder / f"step_{step:06d}.json", kept)
+    return {f"eval_{k}": float(np.mean(v)) for k, v in numbers.items()}
 
-def make_run(layout: Layout, method: Method, config, plan: Plan = Plan(), source=None):
-  """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, for jit or `fused.over_seeds`."""
-  program = make_program(layout, method, config, plan, source)
+  def forget_after(self, step: int) -> None:
+    for path in self.folder.glob("step_*.json"):
+      if int(path.stem.removeprefix("step_")) > step:
+        path.unlink()
 
-  def run(seed, lr=plan.lr):
-    one = lambda state, _: program.stretch(seed, state, lr)
-    state, train = jax.lax.scan(one, program.init(seed), None, length=plan.steps // plan.every)
-    return state, Curves(train, program.evaluate(state.params, program.exam()))
-
-  return run
-
-
-def make_forward(layout: Layout, config, key: Array | None, pairs: bool = False):
-  """forward(params, batch) -> Fwd: what the model says of the labels at every token.
-
-  key: of the gates' noise in training; None: none. pairs: rows i and i + B/2 are of one task, so
-  that there is a contrastive loss, summed over layers with task experts. Continuous labels: logp is
-  -||tanh(output) - label||^2, a Gaussian's up to scale and constant.
-  """
-
-  def forward(params, batch: Batch) -> Fwd:
-    position = jnp.asarray(layout.position)
-    out = model.apply(config, params, batch.extra["x"], position=position, key=key)
-    aux = dict(out.aux)
-    if pairs and "k" in out.routes:
-      each = jax.vmap(pair_loss)(*(out.routes[name] for name in ("q", "k", "contrast")))
-      aux["contrast"] = jnp.sum(each)
-    if layout.family.continuous:
-      error = jnp.tanh(out.outputs) - batch.extra["label"]
-      return Fwd(logp=-jnp.sum(error**2, axis=-1), aux=aux)
-    logp = jax.nn.log_softmax(out.outputs)
-    label = jax.nn.one_hot(batch.tokens, layout.family.actions, dtype=logp.dtype)
-    entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
-    return Fwd(logp=jnp.sum(label * logp, axis=-1), entropy=entropy, aux=aux)
-
-  return forward
+  def final(self) -> dict[str, Any]:
+    """The last marks: mean, least and greatest over seeds; and the oracles' regret."""
+    last = json.loads(max(self.folder.glob("step_*.json")).read_text())["numbers"]
+    out: dict[str, Any] = {}
+    for name, each in last.items():
+      out |= {name: float(np.mean(each)), f"{name}_min": min(each), f"{name}_max": max(each)}
+    for name, value in self.oracles["online"].items():
+      out[f"regret_{name}"] = float(np.mean(np.sum(value, axis=1)))
+    for name, value in self.oracles["offline"].items():
+      out[f"offline_{name}"] = float(np.mean(value[:, -1]))
+    for name, value in self.oracles["return"].items():
+      out[f"return_{name.replace(' ', '_')}"] = float(np.mean(value[:, -1]))
+    known = self.best is not None and not self.oracles["online"]
+    return out | {"best": self.best} if known else out
 
 
-def follow(params: Any, before: Any, rate: float) -> Any:
-  """The key gates move by T2MIR's rule from where they stood before the optimizer touched them:
-  key <- rate * gate + (1 - rate) * key, with the gate after the update (weight decay would else
-  pull the key gates to 0)."""
-  if "key_gate" not in params:
-    return params
-  return moe.update_key_gate(params | {"key_gate": before["key_gate"]}, rate)
+def summarize(curves: dict[str, np.ndarray]) -> dict[str, list[float]]:
+  """One number a seed of each mark: regret at the end, the last return, and so on."""
+  out = {}
+  if "online" in curves:
+    out["regret"] = np.sum(curves["online"], axis=1)
+    out["offline"] = curves["offline"][:, -1]
+    if "distance" in curves:
+      out["distance"] = np.mean(curves["distance"], axis=1)
+  else:
+    out["return"] = curves["return"][:, -1]
+    out["first_return"] = curves["return"][:, 0]
+    if "right" in curves:
+      out["right"] = curves["right"][:, -1]
+    if "offline" in curves:
+      out["offline"] = curves["offline"]
+  return {k: [float(x) for x in v] for k, v in out.items()}
+
+
+def _mark(writer: MetricsWriter, say, step: int, marks: dict[str, float]) -> None:
+  writer.write(step, marks, kind="eval")
+  shown = "  ".join(f"{k.removeprefix('eval_')} {v:.4g}" for k, v in marks.items())
+  say(f"step {step}: {shown}")

@@ -9,15 +9,10 @@ from pathlib import Path
 import jax
 
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 
-# Module of train/ by the name in a config.
-LOOPS = {
-  "llm": "llm",
-  "offline": "offline",
-  "control": "control_run",
-  "in_context": "in_context_loop",
-}
+# Modules of train/, by the name in a config.
+LOOPS = ("llm", "offline", "control", "in_context")
 # Set by launchers that jax can ask for the coordinator, the number of processes and our own.
 LAUNCHED = (
   "JAX_COORDINATOR_ADDRESS",
@@ -72,6 +67,6 @@ def launch(config, workdir: Path) -> dict:
   if config.loop not in LOOPS:
     raise unknown("loop", config.loop, LOOPS)
   use_cache()
-  loop = importlib.import_module(f"grpo_jax.train.{LOOPS[config.loop]}")
+  loop = importlib.import_module(f"grpo_jax.train.{config.loop}")
   say = print if jax.process_index() == 0 else lambda text: None
   return loop.run(config, workdir, say)

@@ -14,10 +14,11 @@ from grpo_jax import sharding
 from grpo_jax.data.stream import PromptStream
 from grpo_jax.rollout.collect import collect
 from grpo_jax.rollout.evaluate import evaluate
-from grpo_jax.train import export, setup
-from grpo_jax.train.checkpoint import Checkpoints
-from grpo_jax.train.compiles import count_compiles
-from grpo_jax.train.journal import Journal, finished
+from grpo_jax.run import export
+from grpo_jax.run.checkpoint import Checkpoints
+from grpo_jax.run.compiles import count_compiles
+from grpo_jax.run.journal import Journal, finished
+from grpo_jax.train import setup
 from grpo_jax.train.update import wants_old, with_old
 from grpo_jax.types import Flat
 

@@ -17,10 +17,11 @@ from grpo_jax.data.stream import PromptStream
 from grpo_jax.errors import UserError
 from grpo_jax.rollout import fixed
 from grpo_jax.rollout.evaluate import Evaluation, evaluate
-from grpo_jax.train import export, setup
-from grpo_jax.train.checkpoint import Checkpoints
-from grpo_jax.train.compiles import count_compiles
-from grpo_jax.train.journal import Journal, finished
+from grpo_jax.run import export
+from grpo_jax.run.checkpoint import Checkpoints
+from grpo_jax.run.compiles import count_compiles
+from grpo_jax.run.journal import Journal, finished
+from grpo_jax.train import setup
 
 
 def run(c, workdir: Path, say=print) -> dict:

@@ -14,7 +14,7 @@ from grpo_jax.models import loading, policy
 from grpo_jax.rollout import fixed
 from grpo_jax.rollout.choose import Choice
 from grpo_jax.rollout.collect import Sampling, common_start, longest_prompt
-from grpo_jax.train.folder import check_folder, check_steps, save_config
+from grpo_jax.run.folder import check_folder, check_steps, save_config
 from grpo_jax.train.optimizer import make_optimizer
 from grpo_jax.train.plan import plan
 from grpo_jax.train.update import SUPPLIED, Cut, init_state, make_update

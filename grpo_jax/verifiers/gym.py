@@ -2,7 +2,8 @@
 
 import json
 
-from grpo_jax.lookup import gym_dataset, unknown
+from grpo_jax.names import unknown
+from grpo_jax.reasoning_gym import gym_dataset
 from grpo_jax.verifiers.item import Item, first_line, tagged
 
 EXTRACT = ("auto", "tag", "first_line", "all")

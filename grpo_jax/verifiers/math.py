@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import unknown
+from grpo_jax.names import unknown
 from grpo_jax.verifiers.item import Item, first_line, tagged
 
 EXTRACT = ("auto", "first_line", "last_number", "boxed", "hashes", "tag", "all")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from grpo_jax.errors import UserError
-from grpo_jax.lookup import check_keys, unknown
+from grpo_jax.names import check_keys, unknown
 from grpo_jax.verifiers.item import Item
 
 BUILTIN = {

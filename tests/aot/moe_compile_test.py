@@ -8,7 +8,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from grpo_jax.models import in_context, moe
+from grpo_jax.models.in_context import transformer as in_context
+from grpo_jax.models.moe import layer as moe
 
 pytestmark = pytest.mark.aot
 TPUS = ("v4:2x2x1", "v5e:2x2", "v6e:2x2")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from grpo_jax import lookup
+from grpo_jax import reasoning_gym as lean
 from grpo_jax.data import load
 from grpo_jax.errors import UserError
 from grpo_jax.verifiers.pool import RewardPool
@@ -141,7 +141,7 @@ def test_the_tasks_own_scorer_judges_in_the_pool():
 
 def test_one_task_is_loaded_without_the_library_and_leaves_no_stub_behind():
   code = (
-    "import sys, importlib.util; from grpo_jax.lookup import gym_dataset\n"
+    "import sys, importlib.util; from grpo_jax.reasoning_gym import gym_dataset\n"
     "d = gym_dataset('chain_sum', {'size': 3, 'seed': 1})\n"
     "assert len(d[0]['answer']) and d.score_answer(d[0]['answer'], d[0]) == 1.0\n"
     "assert 'sympy' not in sys.modules\n"
@@ -165,7 +165,7 @@ def test_every_task_of_the_library_loads_lean_and_scores_as_it_does_itself():
       theirs = reasoning_gym.create_dataset(name, size=2, seed=3)
       saved = {m: sys.modules.pop(m) for m in list(sys.modules) if m.startswith("reasoning_gym")}
       try:
-        ours = lookup.gym_dataset(name, {"size": 2, "seed": 3})
+        ours = lean.gym_dataset(name, {"size": 2, "seed": 3})
       finally:
         sys.modules.update(saved)
       entry = theirs[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import token_worlds as tw
 
-from grpo_jax.envs import countdown
+from grpo_jax.envs.worlds import countdown
 
 OPS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import token_worlds as tw
 
-from grpo_jax.envs.free_length import loop_share, repeat_share
+from grpo_jax.envs.worlds.free_length import loop_share, repeat_share
 
 
 def loop(body):

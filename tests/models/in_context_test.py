@@ -11,9 +11,9 @@ import pytest
 from wide import wide
 
 from grpo_jax.errors import UserError
-from grpo_jax.models import in_context as model
-from grpo_jax.models import in_context_attention as attention
-from grpo_jax.models.moe import MoEConfig
+from grpo_jax.models.in_context import attention
+from grpo_jax.models.in_context import transformer as model
+from grpo_jax.models.moe.layer import MoEConfig
 
 BASE = {"inputs": 5, "outputs": 4, "positions": 12, "hidden": 8, "layers": 2}
 DPT = model.InContextConfig(**BASE)

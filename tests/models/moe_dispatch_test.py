@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grpo_jax.errors import UserError
-from grpo_jax.models import moe_dispatch, moe_mesh
+from grpo_jax.models.moe import dispatch as moe_dispatch
+from grpo_jax.models.moe import mesh as moe_mesh
 
 B, L, D = 4, 6, 8
 U = np.random.default_rng(0).normal(size=(B, L, D)).astype(np.float32)

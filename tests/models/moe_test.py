@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from grpo_jax.core import contrastive
 from grpo_jax.errors import UserError
-from grpo_jax.models import moe, moe_dispatch, moe_gates
+from grpo_jax.models.moe import dispatch as moe_dispatch
+from grpo_jax.models.moe import gates as moe_gates
+from grpo_jax.models.moe import layer as moe
 
 B, L, D = 4, 6, 8
 CONFIG = moe.MoEConfig(experts=5, top_k=2, hidden=6, task_experts=3)

@@ -10,7 +10,7 @@ import pytest
 from grpo_jax import envs
 from grpo_jax.models import decoder, policy
 from grpo_jax.rollout import belief, play
-from grpo_jax.train import fused
+from grpo_jax.train.programs import fused
 
 N, G = 2, 3
 

@@ -12,7 +12,7 @@ import numpy as np
 from grpo_jax import envs
 from grpo_jax.envs.world import STOP, Verdict
 from grpo_jax.models import decoder
-from grpo_jax.train import fused
+from grpo_jax.train.programs import fused
 
 
 def dense(problem, state, tokens, length):

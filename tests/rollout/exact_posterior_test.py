@@ -7,7 +7,7 @@ import pytest
 
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.envs import contextual
-from grpo_jax.rollout import exact_posterior
+from grpo_jax.rollout.in_context import exact_posterior
 
 MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0, 0))
 ROOM = contextual.get("darkroom", n=3, horizon=4, steps=4)

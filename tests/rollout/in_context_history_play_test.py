@@ -9,11 +9,11 @@ import pytest
 
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
-from grpo_jax.models import in_context as model
-from grpo_jax.models.moe import MoEConfig
-from grpo_jax.rollout import in_context_history
-from grpo_jax.rollout.transition_tokens import Layout, empty
-from grpo_jax.train.in_context import make_config
+from grpo_jax.models.in_context import transformer as model
+from grpo_jax.models.moe.layer import MoEConfig
+from grpo_jax.rollout.in_context import history as in_context_history
+from grpo_jax.rollout.in_context.tokens import Layout, empty
+from grpo_jax.train.programs.in_context import make_config
 
 ROOM = contextual.get("darkroom", n=3, horizon=2, steps=6)
 POINT = contextual.get("point_robot", goals=10, horizon=2, steps=4, start=0.0, reach=0.5)

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from grpo_jax.core.bandits import Counts
+from grpo_jax.core.bandit_counts import Counts
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
-from grpo_jax.models import in_context as model
-from grpo_jax.rollout import bandit_oracles, in_context
-from grpo_jax.rollout.transition_tokens import Layout, empty
+from grpo_jax.models.in_context import transformer as model
+from grpo_jax.rollout.in_context import oracles as bandit_oracles
+from grpo_jax.rollout.in_context import play as in_context
+from grpo_jax.rollout.in_context.tokens import Layout, empty
 from grpo_jax.tabular.posterior import best_arm_bernoulli, total_variation
-from grpo_jax.train.in_context import make_config
+from grpo_jax.train.programs.in_context import make_config
 
 BANDIT = contextual.get("bandit", arms=3, steps=6)
 ROOM = contextual.get("darkroom", n=3, horizon=2, steps=4)

@@ -13,7 +13,7 @@ from grpo_jax.envs.world import STOP
 from grpo_jax.errors import UserError
 from grpo_jax.models import policy
 from grpo_jax.rollout import tree
-from grpo_jax.train import draw
+from grpo_jax.train.programs import draw
 from grpo_jax.types import Tree
 
 PLAN = Tree(branching=(3, 2, 2), segment_tokens=1)

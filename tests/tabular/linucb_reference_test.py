@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from grpo_jax.data import movielens
-from grpo_jax.rollout.verbal_bandits import play_learner
-from grpo_jax.rollout.verbal_movies import movies
+from grpo_jax.systems.evolve_bandits.games import play_learner
+from grpo_jax.systems.evolve_bandits.movies import movies
 from grpo_jax.tabular import bandits
 
 THEIRS = json.loads((Path(__file__).parent / "banditbench_linucb.json").read_text())

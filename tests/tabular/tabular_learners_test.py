@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.core.bandits import no_pulls
+from grpo_jax.core.bandit_counts import no_pulls
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
 from grpo_jax.tabular import bandits

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax.core.bandits import Counts
+from grpo_jax.core.bandit_counts import Counts
 from grpo_jax.envs import contextual
 from grpo_jax.tabular import bandits
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.core.bandits import Counts, gaussian_posterior, no_pulls, pull
+from grpo_jax.core.bandit_counts import Counts, gaussian_posterior, no_pulls, pull
 from grpo_jax.tabular import bandits, linear
 
 ARMS, STEPS = 4, 150

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli, train
+from experiments import train
+from experiments.common import cli
 from grpo_jax import methods
 from grpo_jax.core import units
 from grpo_jax.envs import control as envs
 from grpo_jax.errors import UserError
 from grpo_jax.models import mlp
 from grpo_jax.models.mlp import MLPConfig
-from grpo_jax.train import control, update
-from grpo_jax.train.fused import over_seeds
+from grpo_jax.train import update
+from grpo_jax.train.programs import control
+from grpo_jax.train.programs.fused import over_seeds
 
 pytest.importorskip("gymnax")
 

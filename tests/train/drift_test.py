@@ -9,7 +9,7 @@ import numpy as np
 from grpo_jax import envs, methods
 from grpo_jax.models import decoder, policy
 from grpo_jax.rollout import play
-from grpo_jax.train import drift, fused
+from grpo_jax.train.programs import drift, fused
 from grpo_jax.types import TrainState
 
 WORLD = envs.get("chain", steps=1)

@@ -12,7 +12,7 @@ from grpo_jax.envs.world import STOP
 from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
 from grpo_jax.rollout import play
-from grpo_jax.train import fused
+from grpo_jax.train.programs import fused
 
 SMALL = {"updates": 4, "eval_every": 2, "prompts": 4, "group": 4, "problems": 64, "heldout": 8}
 ADDITION = envs.get("modular_addition", modulus=5)

@@ -13,8 +13,9 @@ from experiments import train
 from grpo_jax.data import tfds_history_source
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
-from grpo_jax.rollout.transition_tokens import Layout
-from grpo_jax.train import in_context_data, in_context_histories, in_context_loop
+from grpo_jax.rollout.in_context.tokens import Layout
+from grpo_jax.train import in_context as in_context_loop
+from grpo_jax.train.programs import in_context_data, in_context_histories
 
 ROOM = contextual.get("darkroom", n=3, horizon=4, steps=8, start="center")
 PLAN = in_context_histories.Plan(learners=2, episodes=5)

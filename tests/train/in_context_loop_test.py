@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from configs import dpt, t2mir
-from experiments import cli, train
+from experiments import train
+from experiments.common import cli
 from grpo_jax import methods
 from grpo_jax.envs import contextual
 from grpo_jax.errors import UserError
-from grpo_jax.models.moe import MoEConfig
-from grpo_jax.rollout import in_context as rollout
-from grpo_jax.rollout.transition_tokens import Layout
-from grpo_jax.train import fused, in_context, in_context_data, in_context_loop
+from grpo_jax.models.moe.layer import MoEConfig
+from grpo_jax.rollout.in_context import play as rollout
+from grpo_jax.rollout.in_context.tokens import Layout
+from grpo_jax.train import in_context as in_context_loop
+from grpo_jax.train.programs import fused, in_context, in_context_data
 from grpo_jax.types import Fwd
 
 BANDIT = contextual.get("bandit", arms=3, steps=4)

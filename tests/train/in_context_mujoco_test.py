@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs import t2mir
-from experiments import cli, histories, train
+from experiments import histories, train
+from experiments.common import cli
 from experiments.t2mir import mujoco
 from grpo_jax.envs import simulator
-from grpo_jax.train import in_context_loop
+from grpo_jax.train import in_context as in_context_loop
 
 HAS = simulator.importlib.util.find_spec("mujoco") is not None
 real = pytest.mark.skipif(not HAS, reason="MuJoCo is not installed: pip install 'grpo-jax[mujoco]'")

@@ -11,7 +11,8 @@ import tiny
 from grpo_jax import methods, sharding
 from grpo_jax.errors import UserError
 from grpo_jax.rollout import collect
-from grpo_jax.train import llm, metrics, setup
+from grpo_jax.run import metrics
+from grpo_jax.train import llm, setup
 from grpo_jax.train.plan import memory
 from grpo_jax.types import Flat
 

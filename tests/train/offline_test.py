@@ -15,8 +15,8 @@ from grpo_jax.models import decoder, loading
 from grpo_jax.rollout import fixed
 from grpo_jax.rollout.choose import Choice
 from grpo_jax.rollout.collect import Sampling
+from grpo_jax.run.metrics import read_metrics
 from grpo_jax.train import launch, llm, offline
-from grpo_jax.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import pytest
 import tiny
 
 from grpo_jax.errors import UserError
-from grpo_jax.train import atomic, llm, metrics, setup
+from grpo_jax.run import atomic, metrics
+from grpo_jax.train import llm, setup
 
 STEPS = 8
 # An epoch of 16 problems ends with steps 2, 4, 6 and 8.

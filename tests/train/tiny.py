@@ -19,8 +19,8 @@ from grpo_jax import sharding
 from grpo_jax.models import decoder, safetensors_file
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.tokenizer import FastBackend, Special, Tokenizer
-from grpo_jax.train import metrics
-from grpo_jax.train.checkpoint import Checkpoints
+from grpo_jax.run import metrics
+from grpo_jax.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
 CHARACTERS = "0123456789+-= \n"

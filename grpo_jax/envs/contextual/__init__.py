@@ -4,7 +4,7 @@ A new family is one file in this folder that defines `make(*, ...) -> Family`.
 """
 
 from grpo_jax.envs.contextual.family import Family
-from grpo_jax.lookup import make, modules
+from grpo_jax.names import make, modules
 
 _NOT_FAMILIES = ("family", "unlabelled")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from grpo_jax.core.bandits import gaussian_posterior, no_pulls, pull
+from grpo_jax.core.bandit_counts import gaussian_posterior, no_pulls, pull
 from grpo_jax.envs.contextual.bandit import of_arms
 from grpo_jax.envs.contextual.family import Family
 from grpo_jax.envs.world import check
