@@ -5,7 +5,7 @@
   python -m experiments.compare --config=configs/arena.py:debug            (under a minute)
 
 An arm is {method, args, plan, skip}; a world {world, params, plan, skip}; `plan` holds fields of
-train/programs/fused.py: Plan, those of the arm over those of the world over the common ones.
+train/programs/fused.py: Sizes, those of the arm over those of the world over the common ones.
 Learning rates are chosen for each arm and world from `lrs` on `tune_seeds` seeds that are not
 reported.
 """

@@ -74,7 +74,7 @@ def probe(cell):
     keys = jax.random.split(jax.random.fold_in(jax.random.key(7), seed), 64)
     rollouts, batch = play.play(world, config, params, problems, ids, keys, group=4)
     there = grids.exists(batch, rollouts, world.turns)
-    known = jnp.exp(belief.answer_logp(world, forward, params, problems, batch))
+    known = jnp.exp(belief.answer_logp(belief.gold_of(world, problems), forward, params, batch))
     gain = turns.gains(known, batch, rollouts, there)
     assert batch.unit_reward is not None
     useful = grids.to_grid(batch.unit_reward, batch, rollouts, world.turns) > 0
