@@ -16,27 +16,27 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from grpo_jax.envs.split import SPLITS, Split, split_of
 from grpo_jax.envs.world import World
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.names import unknown
 from grpo_jax.rollout import belief, choose, play
 from grpo_jax.train.programs import drift
 from grpo_jax.train.programs.draw import check, choose_problems, idle, keep_informative, make_draw
 from grpo_jax.train.update import Cut, init_state, make_update, wants_old, with_old
 from grpo_jax.types import Flat, Method, Metrics, TrainState
 
-_WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
-_HELD_IDS = 1 << 29  # held-out problems: training ids are below `problems`
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Sizes of a run. Held-out problems and those of the warm start are never trained on by RL."""
+  """Sizes of a run. Held-out prompts are met neither by RL nor by the warm start (split="hash")."""
 
   updates: int = 200
   prompts: int = 32
   group: int = 8
-  problems: int = 4096  # training problems: ids 0 .. problems - 1
+  problems: int = 4096  # training problems: slots 0 .. problems - 1
+  split: str = "hash"  # what is held out: "hash" of the prompt's tokens, or "id", see envs/split.py
   lr: float = 1e-3  # where `run` gets none
   clip_norm: float = 1.0
   epochs: int = 1
@@ -58,8 +58,14 @@ class Plan:
       raise ValueError(
         f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}"
       )
-    if not self.prompts <= self.problems < _WARM_IDS:
+    if not self.prompts <= self.problems < 1 << 28:
       raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
+    if self.split not in SPLITS:
+      raise unknown("split", self.split, SPLITS)
+
+  def of(self, world: World) -> Split:
+    """Which of the world's problems are trained on, and which are held out."""
+    return split_of(world, self.world_seed, self.split, self.problems, self.heldout)
 
 
 class Held(NamedTuple):
@@ -171,6 +177,7 @@ def make_iteration(world, config, method, plan, forward, update, cut):
   demonstrate = isinstance(sampling, Flat) and sampling.demonstrate
   sample = make_draw(world, config, sampling, plan.group)
   late = "drift" in method.needs  # then the state holds completions beside the method's own
+  known = plan.of(world)
 
   def iterate(state: TrainState, reference: Any, keys: Array):
     pick, draw, shuffle = keys
@@ -179,12 +186,12 @@ def make_iteration(world, config, method, plan, forward, update, cut):
     memory = state.method_state[0] if late else state.method_state
     weights = None if method.weigh is None else method.weigh(memory)
     ids = choose_problems(pick, plan.problems, plan.prompts * rounds, weights)
-    problems = world.problems(plan.world_seed, ids)
+    problems = known.train(ids)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draw, ids)
     rollouts, batch, watched = sample(state.params, problems, ids, keys)
     if rounds > 1:
       rollouts, batch = keep_informative(rollouts, batch, plan.prompts)
-      problems = world.problems(plan.world_seed, rollouts.prompt)
+      problems = known.train(rollouts.prompt)
     if demonstrate:
       rollouts, batch = play.with_demonstrations(world, problems, rollouts, batch)
 
@@ -194,8 +201,8 @@ def make_iteration(world, config, method, plan, forward, update, cut):
     if reference is not None:
       batch = batch.replace(logp_ref=forward(reference, batch).logp)
     if "answer_logp" in method.needs:
-      known = belief.answer_logp(world, forward, state.params, problems, batch)
-      batch = batch.replace(extra={**batch.extra, "answer_logp": known})
+      answer = belief.answer_logp(world, forward, state.params, problems, batch)
+      batch = batch.replace(extra={**batch.extra, "answer_logp": answer})
 
     # credit, update, remember
     state, metrics, tokens = update(state, rollouts, batch, shuffle)
@@ -211,10 +218,10 @@ def make_evaluate(world: World, config: ModelConfig, plan: Plan):
   """evaluate(params) -> Held, one rollout for each held-out problem, drawn with the same random
   numbers every time."""
   choice = choose.Choice(temperature=plan.eval_temperature)
+  known = plan.of(world)
 
   def evaluate(params) -> Held:
-    ids = _HELD_IDS + jnp.arange(plan.heldout)
-    problems = world.problems(plan.world_seed, ids)
+    problems, ids = known.held(), jnp.arange(plan.heldout)
     keys = jax.random.split(jax.random.key(0), plan.heldout)
     rollouts, batch = play.play(world, config, params, problems, ids, keys, group=1, choice=choice)
     none = jnp.zeros((0,), jnp.float32)
@@ -230,17 +237,18 @@ def make_evaluate(world: World, config: ModelConfig, plan: Plan):
 
 
 def warm_start(world, config, plan, forward, params, key, every: int = 10):
-  """(params, steps): supervised steps on solutions of problems of their own, until the sampled
-  success rate, measured every ten steps on 64 problems, reaches `warm_until`."""
+  """(params, steps): supervised steps on solutions of fresh problems (or what the world imitates at
+  the start), until the sampled success rate, measured every ten steps on 64 problems that are not
+  held out, reaches `warm_until`."""
   if not plan.warm_steps:
     return params, jnp.int32(0)
   tx = optax.adamw(plan.warm_lr, weight_decay=0.0)
+  known = plan.of(world)
 
   def step(carry, index):
     params, opt_state = carry
-    where = jax.random.randint(jax.random.fold_in(key, index), (128,), 0, _WARM_IDS)
-    ids = _WARM_IDS + where
-    _, batch = play.demonstrate(world, world.problems(plan.world_seed, ids), ids)
+    ids, problems = known.warm(jax.random.fold_in(key, index), 128)
+    _, batch = play.demonstrate(world.imitated, problems, ids)
 
     def loss(params):
       return -jnp.sum(batch.mask * forward(params, batch).logp) / jnp.sum(batch.mask)
@@ -249,9 +257,8 @@ def warm_start(world, config, plan, forward, params, key, every: int = 10):
     return (optax.apply_updates(params, updates), opt_state), None
 
   def success(params, index):
-    ids = _HELD_IDS + _WARM_IDS + jnp.arange(64)
     keys = jax.random.split(jax.random.fold_in(key, index), 64)
-    problems = world.problems(plan.world_seed, ids)
+    problems, ids = known.probe(64), jnp.arange(64)
     rollouts, _ = play.play(world, config, params, problems, ids, keys, group=8)
     return jnp.mean(rollouts.correct.astype(jnp.float32))
 
