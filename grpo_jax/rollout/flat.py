@@ -36,7 +36,8 @@ def play(plan: Flat, game: Game) -> Played:
   watched, problems = observe(rollouts, jnp.sum(batch.mask)), game.problems
   if plan.resample:
     rollouts, batch = keep_informative(rollouts, batch, game.keep)
-    problems = game.world.problems(game.world_seed, rollouts.prompt)
+    assert game.train is not None
+    problems = game.train(rollouts.prompt)
   if plan.demonstrate:
     rollouts, batch = world_play.with_demonstrations(game.world, problems, rollouts, batch)
   return Played(rollouts, batch, problems, watched)

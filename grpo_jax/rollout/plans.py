@@ -13,6 +13,7 @@ A new one touches nothing else: a plan of a loop in LOOPS needs the function of 
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ class Game(NamedTuple):
   keys: Array  # one typed key a problem
   group: int
   keep: int  # N: prompts of the batch
-  world_seed: int = 0
+  train: Callable[[Array], Problem] | None = None  # the training problems with these ids
 
 
 class Played(NamedTuple):

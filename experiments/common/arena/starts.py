@@ -1,7 +1,7 @@
 """Warm starts, which all arms of a world share: made once a world and seed, by their own programs.
 
-What a warm start does is decided by the world, the seed and the plan's fields `warm_*` and
-`world*`; neither method nor learning rate has a part in it.
+What a warm start does is decided by the world, the seed and the plan's fields `warm_*`,
+`world*` and `split`; neither method nor learning rate has a part in it.
 """
 
 import time
@@ -22,7 +22,7 @@ class Starts:
 
   def __call__(self, name: str, world: World, plan: fused.Sizes, seeds: list[int]):
     """(params, steps i32) of these seeds, stacked. `name`: tells worlds apart."""
-    fields = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world"))}
+    fields = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world", "split"))}
     key = name, *fields.items()
     if key not in self.made:
       self.made[key] = over_seeds(fused.make_start(world, plan)), {}

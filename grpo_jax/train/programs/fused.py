@@ -14,28 +14,28 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from grpo_jax.envs.split import SPLITS, Split, split_of
 from grpo_jax.envs.world import World
 from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.names import unknown
 from grpo_jax.rollout import belief, choose, plans, play
 from grpo_jax.train import supply
 from grpo_jax.train.programs.draw import choose_problems, idle
 from grpo_jax.train.update import Cut, credit_of, init_state, make_update
 from grpo_jax.types import Method, Metrics, TrainState
 
-_WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
-_HELD_IDS = 1 << 29  # held-out problems: training ids are below `problems`
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Sizes of a run. Held-out problems and those of the warm start are never trained on by RL."""
+  """Sizes of a run. Held-out prompts are met neither by RL nor by the warm start (split="hash")."""
 
   updates: int = 200
   prompts: int = 32
   group: int = 8
-  problems: int = 4096  # training problems: ids 0 .. problems - 1
+  problems: int = 4096  # training problems: slots 0 .. problems - 1
+  split: str = "hash"  # what is held out: "hash" of the prompt's tokens, or "id", see envs/split.py
   lr: float = 1e-3  # where `run` gets none
   clip_norm: float = 1.0
   epochs: int = 1
@@ -55,8 +55,14 @@ class Sizes:
         raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
     if self.updates % self.eval_every:
       raise UserError(f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}")
-    if not self.prompts <= self.problems < _WARM_IDS:
+    if not self.prompts <= self.problems < 1 << 28:
       raise UserError(f"problems={self.problems}: must be at least prompts={self.prompts}")
+    if self.split not in SPLITS:
+      raise unknown("split", self.split, SPLITS)
+
+  def of(self, world: World) -> Split:
+    """Which of the world's problems are trained on, and which are held out."""
+    return split_of(world, self.world_seed, self.split, self.problems, self.heldout)
 
 
 class Held(NamedTuple):
@@ -174,6 +180,7 @@ def make_iteration(world, config, method, sizes, forward, update, cut):
   """iterate(state, reference, keys [3]) -> (state, metrics): one step of reinforcement learning."""
   sampling, play_plan = method.plan, plans.of(method.plan).play
   drawn = sampling.prompts(sizes.prompts)
+  known = sizes.of(world)
 
   def iterate(state: TrainState, reference: Any, keys: Array):
     pick, draw, shuffle = keys
@@ -181,10 +188,10 @@ def make_iteration(world, config, method, sizes, forward, update, cut):
     # sample, verify
     weights = None if method.weigh is None else method.weigh(state.method_state)
     ids = choose_problems(pick, sizes.problems, drawn, weights)
-    problems = world.problems(sizes.world_seed, ids)
+    problems = known.train(ids)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draw, ids)
     game = plans.Game(
-      world, config, state.params, problems, ids, keys, sizes.group, sizes.prompts, sizes.world_seed
+      world, config, state.params, problems, ids, keys, sizes.group, sizes.prompts, known.train
     )
     rollouts, batch, problems, watched = play_plan(sampling, game)
 
@@ -207,10 +214,10 @@ def make_evaluate(world: World, config: ModelConfig, sizes: Sizes):
   """evaluate(params) -> Held, one rollout for each held-out problem, drawn with the same random
   numbers every time."""
   choice = choose.Choice(temperature=sizes.eval_temperature)
+  known = sizes.of(world)
 
   def evaluate(params) -> Held:
-    ids = _HELD_IDS + jnp.arange(sizes.heldout)
-    problems = world.problems(sizes.world_seed, ids)
+    problems, ids = known.held(), jnp.arange(sizes.heldout)
     keys = jax.random.split(jax.random.key(0), sizes.heldout)
     rollouts, batch = play.play(world, config, params, problems, ids, keys, group=1, choice=choice)
     none = jnp.zeros((0,), jnp.float32)
@@ -226,17 +233,18 @@ def make_evaluate(world: World, config: ModelConfig, sizes: Sizes):
 
 
 def warm_start(world, config, sizes, forward, params, key, every: int = 10):
-  """(params, steps): supervised steps on solutions of problems of their own, until the sampled
-  success rate, measured every ten steps on 64 problems, reaches `warm_until`."""
+  """(params, steps): supervised steps on solutions of fresh problems (or what the world imitates at
+  the start), until the sampled success rate, measured every ten steps on 64 problems that are not
+  held out, reaches `warm_until`."""
   if not sizes.warm_steps:
     return params, jnp.int32(0)
   tx = optax.adamw(sizes.warm_lr, weight_decay=0.0)
+  known = sizes.of(world)
 
   def step(carry, index):
     params, opt_state = carry
-    where = jax.random.randint(jax.random.fold_in(key, index), (128,), 0, _WARM_IDS)
-    ids = _WARM_IDS + where
-    _, batch = play.demonstrate(world, world.problems(sizes.world_seed, ids), ids)
+    ids, problems = known.warm(jax.random.fold_in(key, index), 128)
+    _, batch = play.demonstrate(world.imitated, problems, ids)
 
     def loss(params):
       return -jnp.sum(batch.mask * forward(params, batch).logp) / jnp.sum(batch.mask)
@@ -245,9 +253,8 @@ def warm_start(world, config, sizes, forward, params, key, every: int = 10):
     return (optax.apply_updates(params, updates), opt_state), None
 
   def success(params, index):
-    ids = _HELD_IDS + _WARM_IDS + jnp.arange(64)
     keys = jax.random.split(jax.random.fold_in(key, index), 64)
-    problems = world.problems(sizes.world_seed, ids)
+    problems, ids = known.probe(64), jnp.arange(64)
     rollouts, _ = play.play(world, config, params, problems, ids, keys, group=8)
     return jnp.mean(rollouts.correct.astype(jnp.float32))
 
