@@ -7,6 +7,7 @@ import numpy as np
 from experiments.common.arena import cells as arena
 from experiments.common.study import Cell
 from grpo_jax.train.programs import fused
+from grpo_jax.train.programs.seeds import over_seeds
 
 
 def build(cell: Cell, module=None):
@@ -24,7 +25,7 @@ def compiled(run, seeds, rates, params, keep: bool, quick: bool):
   for a few updates."""
   both = lambda *each: run(*each) if keep else ((), run(*each)[1])
   options = QUICK if quick else None
-  return fused.over_seeds(both).lower(seeds, rates, params).compile(compiler_options=options)
+  return over_seeds(both).lower(seeds, rates, params).compile(compiler_options=options)
 
 
 def numbers(curves, world, plan) -> dict[str, list[float]]:

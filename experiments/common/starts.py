@@ -1,7 +1,7 @@
 """Warm starts: made once a world, setting and seed, shared by all arms, kept on disk.
 
-What a warm start does is decided by the world, the seed and the plan's fields `warm_*` and
-`world*`; neither method nor learning rate has a part in it.
+What a warm start does is decided by the world, the seed and the plan's fields `warm_*`,
+`world*` and `split`; neither method nor learning rate has a part in it.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 from experiments.common.fused_runs import QUICK
 from experiments.common.study import Cell
 from grpo_jax.train.programs import fused
+from grpo_jax.train.programs.seeds import over_seeds
 
 
 class Starts:
@@ -25,13 +26,13 @@ class Starts:
 
   def __call__(self, cell: Cell, world, plan, seeds: list[int]):
     """(params, steps i32) of these seeds, stacked. `world`: of whose solutions they learn."""
-    fields = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world"))}
+    fields = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world", "split"))}
     spec = {"world": cell.spec["world"], "params": cell.spec["params"], "plan": fields}
     key = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
     known = lambda seed: self._known(key, seed, world, plan)
     missing = [seed for seed in dict.fromkeys(seeds) if known(seed) is None]
     if missing and key not in self.programs:
-      program = fused.over_seeds(fused.make_start(world, plan)).lower(jnp.asarray(seeds, jnp.int32))
+      program = over_seeds(fused.make_start(world, plan)).lower(jnp.asarray(seeds, jnp.int32))
       self.programs[key] = program.compile(compiler_options=QUICK if self.quick else None)
     for i in range(0, len(missing), len(seeds)):
       self._make(key, missing[i : i + len(seeds)], len(seeds), cell.setting)

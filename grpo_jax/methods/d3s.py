@@ -26,13 +26,14 @@ batch, S and T are chosen in each of them.
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.core import divergences, groups, selection, surrogates, units
+from grpo_jax.core import groups, objectives, selection, units
 from grpo_jax.errors import UserError
 from grpo_jax.types import Credit, Method
 
+RATIO = {"token": "token", "sequence": "unit_token"}  # of D3S on GRPO, on GSPO
 _CHOICES = {
   "scope": ("batch", "group"),
-  "ratio": ("token", "sequence"),
+  "ratio": tuple(RATIO),
   "pick": ("variance", "random"),
   "divide_by": ("kept", "all"),
 }
@@ -54,7 +55,6 @@ def make(
   ddof: int = 0,
   eps_std: float = 1e-6,
 ) -> Method:
-  divergences.check(kl)
   _check(total_steps, samples, tokens, scope=scope, ratio=ratio, pick=pick, divide_by=divide_by)
   by_entropy = pick == "variance" and min(tokens) < 100
 
@@ -83,19 +83,14 @@ def make(
     number = every if divide_by == "all" else size.astype(length.dtype)
     return Credit(adv=unit_adv, weight=jnp.where(kept, 1 / jnp.maximum(number, 1), 0))
 
+  objective = objectives.clipped(
+    eps_low=eps_low, eps_high=eps_high, ratio=RATIO[ratio], beta_kl=beta_kl, kl=kl
+  )
+
   def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = plain = surrogates.log_ratio(fwd, batch)
-    if ratio == "sequence":
-      log_ratio = surrogates.token_form(plain, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    metrics["trained_tokens"] = jnp.sum(credit.weight > 0, dtype=credit.weight.dtype)
-    if beta_kl:
-      divergence = divergences.kl(fwd, batch, kl, plain)
-      term = term + beta_kl * divergence
-      metrics["kl"] = jnp.sum(credit.weight * divergence)
-    return jnp.sum(credit.weight * term), metrics
+    total, metrics = objective.loss(fwd, batch, credit)
+    trained = jnp.sum(credit.weight > 0, dtype=credit.weight.dtype)
+    return total, metrics | {"trained_tokens": trained}
 
   everything = {"samples": (1.0, 1.0), "tokens": (100.0, 100.0), "total_steps": 1}
   return Method(
@@ -103,7 +98,7 @@ def make(
     loss=loss,
     init=lambda num_prompts: jnp.zeros((), jnp.int32),
     remember=lambda step, rollouts, batch, now: now.step + 1,
-    needs=("entropy_old",) * by_entropy + ("ref",) * bool(beta_kl),
+    needs=("entropy_old",) * by_entropy + objective.needs,
     reduces_to=("grpo", {"aggregate": "token_mean", "ddof": 0, "eps_std": 1e-6}, everything),
   )
 

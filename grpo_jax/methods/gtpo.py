@@ -51,7 +51,8 @@ def make(
     """H_i f32[N, G], and their mean over the batch."""
     length = units.token_count(batch, rollouts)
     total = units.by_rollout(units.pool_sum(batch.entropy_old, batch), batch, rollouts)
-    entropy, present = total / jnp.maximum(length, 1), rollouts.alive & (length > 0)
+    present = rollouts.alive & (length > 0)
+    entropy = jnp.where(present, total / jnp.maximum(length, 1), 0)
     return entropy, groups.mean(entropy.reshape(1, -1), present.reshape(1, -1))
 
   def credit(start, rollouts, batch):
@@ -83,6 +84,7 @@ def make(
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     logp = units.masked(fwd.logp, batch)
     term = unified.estimator_term(logp, logp, units.spread(credit.adv, batch), jnp.ones_like(logp))
     shares = {name: jnp.sum(x) for name, x in credit.extra.items()}

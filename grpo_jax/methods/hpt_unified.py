@@ -93,6 +93,7 @@ def make(
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     adv, given = units.spread(credit.adv, batch), credit.extra["given"] > 0
     log_ratio = jnp.where(given, 0, surrogates.log_ratio(fwd, batch))
     explore = -adv * surrogates.ratio_of(log_ratio)

@@ -28,7 +28,7 @@ to lie in one row.
 
 import jax.numpy as jnp
 
-from grpo_jax.core import divergences, grids, positions, surrogates, turns, units, weights
+from grpo_jax.core import grids, objectives, positions, turns, units, weights
 from grpo_jax.errors import UserError
 from grpo_jax.types import Credit, Method
 
@@ -59,7 +59,6 @@ def make(
   for field, value, known in (("gain", gain, NEEDS), ("normalize", normalize, NORMALIZE)):
     if value not in known:
       raise UserError(f"{field}={value!r} is unknown: use one of {', '.join(known)}")
-  divergences.check(kl)
 
   def gains(rollouts, batch, there):
     """r_it of all turns but the last, f32[N, G, K]."""
@@ -89,20 +88,10 @@ def make(
     adv = turns.discounted(adv, there, gamma)
     return Credit(adv=grids.to_units(adv, batch), weight=weight)
 
-  def loss(fwd, batch, credit):
-    adv = units.token_adv(credit, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    if beta_kl:
-      divergence = divergences.kl(fwd, batch, kl, log_ratio)
-      term = term + beta_kl * divergence
-      metrics["kl"] = jnp.sum(credit.weight * divergence)
-    if beta_entropy:
-      term = term - beta_entropy * units.masked(fwd.entropy, batch)
-    return jnp.sum(credit.weight * term), metrics
-
-  needs = NEEDS[gain] + ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
+  objective = objectives.clipped(
+    eps_low=eps_low, eps_high=eps_high, beta_kl=beta_kl, kl=kl, beta_entropy=beta_entropy
+  )
+  needs = NEEDS[gain] + objective.needs
   plain = {"gain": "constant", "bonus": 0.0, "normalize": "separate", "penalty": None}
   same = ("grpo", {"eps_std": 1e-6}, plain | {"beta_kl": 0.0})
-  return Method(credit=credit, loss=loss, needs=needs, reduces_to=same)
+  return Method(credit=credit, loss=objective.loss, needs=needs, reduces_to=same)

@@ -80,6 +80,7 @@ def make(
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     push = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
     gain = sequences.sum_of_rollout(surrogates.log_ratio(fwd, batch), batch)
     if length_normalize:

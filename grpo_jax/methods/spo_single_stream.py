@@ -27,7 +27,7 @@ comparisons: without a tracker whitening alone is a batch-mean baseline. Stop-gr
 
 import jax.numpy as jnp
 
-from grpo_jax.core import groups, surrogates, trackers, units, weights
+from grpo_jax.core import groups, objectives, trackers, units, weights
 from grpo_jax.errors import UserError
 from grpo_jax.types import Credit, Method
 
@@ -67,12 +67,7 @@ def make(
       adv = groups.whiten(adv, rollouts.alive, ddof=1, eps=1e-8)
     return Credit(adv=units.of_owner(adv, batch), weight=weights.token_mean(batch, rollouts))
 
-  def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    clip = {"eps_low": eps_low, "eps_high": eps_high}
-    term = surrogates.clipped(log_ratio, adv, **clip, dual_clip=dual_clip)
-    return jnp.sum(credit.weight * term), surrogates.metrics(log_ratio, adv, credit, **clip)
+  objective = objectives.clipped(eps_low=eps_low, eps_high=eps_high, dual_clip=dual_clip)
 
   def remember(state, rollouts, batch, now):
     if rho is not None:
@@ -85,7 +80,7 @@ def make(
 
   return Method(
     credit=credit,
-    loss=loss,
+    loss=objective.loss,
     init=init,
     weigh=weigh if curriculum else None,
     remember=remember,

@@ -316,7 +316,7 @@ def tiny(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "experiments.tiny.claim", module)
   c = study.config(
     "tiny", "debug", world="modular_addition", params={"modulus": 3, "answer": 2},
-    plan={"updates": 2, "group": 2, "problems": 8},
+    plan={"updates": 2, "group": 2, "problems": 8, "split": "id"},
     dial=("modulus", {"three": {}}), best=1.0,
     debug={"updates": 2, "eval_every": 1, "prompts": 2, "heldout": 8, "warm_steps": 0},
     arms={"x": study.arm("baseline", "grpo"), "y": study.arm("main", "grpo")},

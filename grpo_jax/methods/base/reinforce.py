@@ -10,7 +10,7 @@ gradient by 1 - 1/N); "none": b = 0. Groups play no role. On-policy: one update 
 
 import jax.numpy as jnp
 
-from grpo_jax.core import groups, surrogates, units, weights
+from grpo_jax.core import groups, objectives, units, weights
 from grpo_jax.errors import UserError
 from grpo_jax.types import Credit, Method
 
@@ -28,8 +28,4 @@ def make(*, baseline: str = "batch", aggregate: str = "rollout_sum") -> Method:
       adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
     )
 
-  def loss(fwd, batch, credit):
-    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
-    return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight)}
-
-  return Method(credit=credit, loss=loss)
+  return Method(credit=credit, loss=objectives.score().loss)
