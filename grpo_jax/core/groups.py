@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 
 SCALES = ("group", "batch", "none")
 
 
 def check(scale: str) -> None:
   """Raises UserError for a name that is not in SCALES."""
-  if scale not in SCALES:
-    raise UserError(f"scale={scale!r} is unknown: use one of {', '.join(SCALES)}")
+  one_of("scale", scale, SCALES)
 
 
 def count(alive: Bool[Array, "N G *rest"]) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from grpo_jax.core import groups
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Rollouts
 
 MODES = ("rloo", "grpo")
@@ -20,8 +20,7 @@ _ROUNDING = 1e-6
 
 def check(mode: str) -> None:
   """Raises UserError for a name that is not in MODES."""
-  if mode not in MODES:
-    raise UserError(f"mode={mode!r} is unknown: use one of {', '.join(MODES)}")
+  one_of("mode", mode, MODES)
 
 
 def children(rollouts: Rollouts) -> Bool[Array, "N G G+1"]:

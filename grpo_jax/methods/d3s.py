@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, selection, units
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 RATIO = {"token": "token", "sequence": "unit_token"}  # of D3S on GRPO, on GSPO
@@ -105,11 +105,7 @@ def make(
 
 def _check(total_steps, samples, tokens, **choices) -> None:
   for name, value in choices.items():
-    if value not in _CHOICES[name]:
-      raise UserError(f"{name}={value!r} is unknown: use {' or '.join(_CHOICES[name])}")
-  if total_steps < 1:
-    raise UserError(f"total_steps={total_steps}: must be the length of the schedule, at least 1")
-  if not all(0 < x <= 1 for x in samples):
-    raise UserError(f"samples={samples}: shares of the batch, above 0 and at most 1")
-  if not all(0 < x <= 100 for x in tokens):
-    raise UserError(f"tokens={tokens}: per cent of the chosen tokens, above 0 and at most 100")
+    one_of(name, value, _CHOICES[name])
+  between("total_steps", total_steps, 1, what="the length of the schedule")
+  between("samples", samples, high=1, above=0, what="shares of the batch")
+  between("tokens", tokens, high=100, above=0, what="per cent of the chosen tokens")

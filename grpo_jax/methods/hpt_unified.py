@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, surrogates, units
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Flat, Method
 
 _ROUNDING = 1e-6  # k / n may be rounded to either side of the gate
@@ -46,10 +46,8 @@ def make(
   sft_mean: str = "prompts",
   shuffle: bool = False,
 ) -> Method:
-  if sft_mean not in ("prompts", "tokens"):
-    raise UserError(f"sft_mean={sft_mean!r} is unknown: use prompts or tokens")
-  if max_tokens < 1:
-    raise UserError(f"max_tokens={max_tokens} must be the token budget of a completion, at least 1")
+  one_of("sft_mean", sft_mean, ("prompts", "tokens"))
+  between("max_tokens", max_tokens, 1, what="the token budget of a completion")
 
   def gates(rollouts, sampled):
     """(alpha, beta) f32[N, 2] from the number of solved rollouts."""

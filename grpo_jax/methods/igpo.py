@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import grids, objectives, positions, turns, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 NEEDS = {
@@ -56,9 +57,8 @@ def make(
   kl: str = "k3",
   beta_entropy: float = 0.0,
 ) -> Method:
-  for field, value, known in (("gain", gain, NEEDS), ("normalize", normalize, NORMALIZE)):
-    if value not in known:
-      raise UserError(f"{field}={value!r} is unknown: use one of {', '.join(known)}")
+  one_of("gain", gain, NEEDS)
+  one_of("normalize", normalize, NORMALIZE)
 
   def gains(rollouts, batch, there):
     """r_it of all turns but the last, f32[N, G, K]."""

@@ -38,7 +38,7 @@ from grpo_jax.core import (
   units,
   weights,
 )
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -54,12 +54,11 @@ def make(
   negatives: bool = True,
   reset_optimizer: bool = True,
 ) -> Method:
-  if baseline not in ("mean", "log_z"):
-    raise UserError(f"baseline={baseline!r} is unknown: use mean or log_z")
+  one_of("baseline", baseline, ("mean", "log_z"))
   if tau is None:
     tau = 0.1 if length_normalize else 0.02
-  if tau <= 0 or not 0 <= memory <= 1:
-    raise UserError(f"tau={tau}, memory={memory}: want tau > 0 and 0 <= memory <= 1")
+  between("tau", tau, above=0)
+  between("memory", memory, 0, 1)
 
   def credit(state, rollouts, batch):
     alive = rollouts.alive

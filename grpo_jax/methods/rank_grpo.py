@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import grids, groups, objectives, ranking, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -49,10 +50,8 @@ def make(
   drop_truncated: bool = False,
 ) -> Method:
   ranking.check(reward)
-  if reduction not in ("rank_mean", "token_mean"):
-    raise UserError(f"reduction={reduction!r} is unknown: use rank_mean or token_mean")
-  if ranks < 1:
-    raise UserError(f"ranks={ranks} must be the number of lines of a list, at least 1")
+  one_of("reduction", reduction, ("rank_mean", "token_mean"))
+  between("ranks", ranks, 1, what="the number of lines of a list")
 
   def rank_advantage(rollouts, batch):
     if rollouts.reward.shape[1] == 1:

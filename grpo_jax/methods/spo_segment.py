@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, segments, trees, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Chain, Credit, Method, Tree
 
 
@@ -47,8 +48,7 @@ def make(
   whiten: bool = True,
   drop_zero: bool = True,
 ) -> Method:
-  if form not in ("chain", "tree"):
-    raise UserError(f"form={form!r} is unknown: use chain or tree")
+  one_of("form", form, ("chain", "tree"))
   trees.check(mode)
   chain, depth = form == "chain", len(branching)
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, trackers, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -49,8 +50,7 @@ def make(
   baseline: str = "tracker",
   whiten: bool = True,
 ) -> Method:
-  if baseline not in ("tracker", "none"):
-    raise UserError(f"baseline={baseline!r} is unknown: use tracker or none")
+  one_of("baseline", baseline, ("tracker", "none"))
 
   def init(num_prompts):
     return trackers.prior(num_prompts, solved, tried, 1 / (1 - rho_min))
