@@ -75,7 +75,7 @@ def probe(cell):
   """The share of the demonstrations' style on easy prompts, at the end."""
   del cell
   world = _easy()
-  plan = fused.Plan(heldout=512, eval_temperature=1.0)
+  plan = fused.Sizes(heldout=512, eval_temperature=1.0)
   evaluate = jax.jit(fused.make_evaluate(world, fused.tiny_config(world.vocab), plan))
   styled = world.parts.index("styled")
   return lambda state, start, seed: {"style": evaluate(state.params).parts[styled]}

@@ -43,6 +43,7 @@ def get_config(variant: str = ""):
       "prompts": 16,
       "group": 8,
       "heldout": 256,
+      "split": "id",
       "eval_temperature": 1.0,
       "warm_steps": 400,
       "warm_until": 0.05,
@@ -74,7 +75,7 @@ def probe(cell):
     keys = jax.random.split(jax.random.fold_in(jax.random.key(7), seed), 64)
     rollouts, batch = play.play(world, config, params, problems, ids, keys, group=4)
     there = grids.exists(batch, rollouts, world.turns)
-    known = jnp.exp(belief.answer_logp(world, forward, params, problems, batch))
+    known = jnp.exp(belief.answer_logp(belief.gold_of(world, problems), forward, params, batch))
     gain = turns.gains(known, batch, rollouts, there)
     assert batch.unit_reward is not None
     useful = grids.to_grid(batch.unit_reward, batch, rollouts, world.turns) > 0

@@ -44,6 +44,7 @@ def get_config(variant: str = ""):
       "prompts": 16,
       "group": 8,
       "heldout": 256,
+      "split": "id",
       "eval_temperature": 1.0,
       "warm_steps": 500,
       "warm_until": 0.3,

@@ -80,6 +80,7 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
       raise UserError(f"data.{field}: expected a count of problems, got {config[field]!r}")
   spec = prompts.PromptSpec.of(config["prompt"])
   train, held, dropped = read(config, spec.shots)
+  train, same = _without_held(train, held, spec)
   shots, train = prompts.draw_shots(train, spec.shots, config["seed"])
   train = numbered(prompts.build(spec, train, shots, render))
   held = numbered(prompts.build(spec, held, shots, render), start=len(train))
@@ -90,9 +91,22 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
     stop=spec.stop_text,
     tasks=tuple({str(p.meta["task"]): p.meta["task"] for p in train if "task" in p.meta}.values()),
     shots=tuple(shots),
-    dropped=dropped,
+    dropped=dropped + same,
     order=order,
   )
+
+
+def _without_held(train: list[Problem], held: list[Problem], spec) -> tuple[list[Problem], int]:
+  """(training problems whose prompt is no held-out one's, how many were left out): different
+  questions may read the same once `prompt.question_regex` has cut them."""
+  seen = {prompts.kept(spec, p.question) for p in held}
+  kept = [p for p in train if prompts.kept(spec, p.question) not in seen]
+  if train and not kept:
+    raise UserError(
+      "data.prompt.question_regex: it leaves no training prompt that is not held out; keep more of "
+      "the question, or lower data.heldout"
+    )
+  return kept, len(train) - len(kept)
 
 
 def _plain(value: Any) -> Any:

@@ -75,10 +75,16 @@ class World:
   start: Callable[[Problem], tuple[Any, Next]] | None = None
   step: Callable[[Problem, Any, Array], tuple[Any, Next]] | None = None
   gold: Callable[[Problem], tuple[Array, Array]] | None = None
+  habit: Callable[[Problem], Array] | None = None
 
   @property
   def vocab(self) -> int:
     return len(self.symbols)
+
+  @property
+  def imitated(self) -> "World":
+    """This world with its habit as the solution."""
+    return self if self.habit is None else dataclasses.replace(self, solution=self.habit)
 
   def show(self, tokens) -> str:
     """Tokens as text, padding left out."""

@@ -25,7 +25,7 @@ from grpo_jax.names import check_keys
 from grpo_jax.run import folder
 from grpo_jax.run.metrics import MetricsWriter
 from grpo_jax.train.programs import control
-from grpo_jax.train.programs.fused import over_seeds
+from grpo_jax.train.programs.seeds import over_seeds
 
 
 def run(c, workdir: Path, say=print) -> dict:
@@ -75,10 +75,10 @@ def prepare(c):
       raise UserError(f"{field}={c[field]!r}: must be a whole number, seeds at least 1")
   env = envs.get(c.env, **c.env_args.to_dict())
   method = methods.get(c.method, **c.method_args.to_dict())
-  fields = [f.name for f in dataclasses.fields(control.Plan)]
+  fields = [f.name for f in dataclasses.fields(control.Sizes)]
   given = c.plan.to_dict()
   check_keys("plan", given, fields)
-  plan = control.Plan(**given)
+  plan = control.Sizes(**given)
   config = MLPConfig(
     env.observation, env.actions, env.continuous, tuple(c.model.hidden), c.model.activation
   )

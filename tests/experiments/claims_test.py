@@ -108,7 +108,15 @@ def tiny(monkeypatch):
   return study.config(
     "tiny",
     "",
-    plan={"updates": 2, "eval_every": 1, "prompts": 2, "group": 2, "heldout": 8, "problems": 8},
+    plan={
+      "updates": 2,
+      "eval_every": 1,
+      "prompts": 2,
+      "group": 2,
+      "heldout": 8,
+      "problems": 8,
+      "split": "id",
+    },
     worlds={"a": {"world": "modular_addition", "params": {"modulus": 3, "answer": 2}}},
     arms={"x": {"method": "grpo"}, "y": {"method": "grpo"}},
     lr=1e-3,

@@ -56,7 +56,7 @@ def make(
   return Method(
     credit=credit,
     loss=loss,
-    plan=Fixed(),
+    plan=Fixed(completions=2),
     needs=("ref",),
     whole_groups=True,
     policy_gradient=False,
