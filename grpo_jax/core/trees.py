@@ -13,9 +13,6 @@ from grpo_jax.names import one_of
 from grpo_jax.types import Rollouts
 
 MODES = ("rloo", "grpo")
-# Means that are equal on paper differ in float32 by their rounding; divided by a deviation made of
-# the same rounding they would become advantages of order one.
-_ROUNDING = 1e-6
 
 
 def check(mode: str) -> None:
@@ -56,7 +53,9 @@ def edge_advantage(
   spread = jnp.broadcast_to(value[:, :, None], family.shape)
   adv = groups.center(spread, family)
   size = jnp.max(jnp.where(family, jnp.abs(spread), 0), axis=1, keepdims=True)
-  tiny = jnp.max(jnp.abs(adv), axis=1, keepdims=True) <= _ROUNDING * size
+  # Means that are equal on paper: divided by a deviation made of the same rounding, they would
+  # become advantages of order one.
+  tiny = jnp.max(jnp.abs(adv), axis=1, keepdims=True) <= groups.ROUNDING * size
   adv = jnp.where(tiny, 0, adv)
   if mode == "grpo":
     adv = adv / (groups.std(spread, family, ddof=0) + eps)

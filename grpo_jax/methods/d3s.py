@@ -1,5 +1,7 @@
 """Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework for Efficient Policy
-Optimization (D3S), 2025, ICLR 2026 poster.
+Optimization (D3S).
+
+C. Wang et al., 2025, https://arxiv.org/abs/2509.22115 (ICLR 2026).
 
 Groups and advantages are GRPO's, over all M = B G rollouts, and are never normalised again. Then
 
@@ -12,7 +14,7 @@ A, H (entropy in nats of the policy that sampled) and the masks are stop-gradien
 border of S, as binary rewards give: by index (core/selection.py); tokens of equal score: the first
 ones. All A = 0: the loss is exactly 0. Rollouts that are dead or empty are not in M.
 
-No released code was found: the card is reconstructed from the abstract and third-party notes. Our
+No released code was found: this is a reconstruction from the abstract and third-party notes. Our
 reading: the aggregation 1/|T|, the moment of H. Assumed: the quotas, shares of M (samples) and per
 cent (tokens), begin and end of the schedule. 1/|T| raises the effective learning rate against GRPO;
 divide_by="all" keeps the denominator of all M rollouts.

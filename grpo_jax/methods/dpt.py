@@ -1,4 +1,7 @@
-"""Decision-Pretrained Transformer: supervised pretraining can learn in-context RL (2306.14892).
+"""Supervised Pretraining Can Learn In-Context Reinforcement Learning (DPT, the decision-pretrained
+transformer).
+
+J. N. Lee et al., 2023, https://arxiv.org/abs/2306.14892.
 
 A context of j transitions D_j of one task, a query state s and an optimal action a* there:
 

@@ -1,9 +1,9 @@
 """Information Gain-based Policy Optimization: A Simple and Effective Approach for Multi-Turn LLM
 Agents.
 
-2025, https://arxiv.org/abs/2510.14967. A turn is the unit. What the policy believes of the right
-answer before each turn is given in batch.extra["answer_logp"], f32[R, U]: the mean log-probability
-of the answer's tokens given all that precedes the turn, by the policy that sampled.
+G. Wang et al., 2025, https://arxiv.org/abs/2510.14967. A turn is the unit. What the policy believes
+of the right answer before each turn is given in batch.extra["answer_logp"], f32[R, U]: the mean
+log-probability of the answer's tokens given all that precedes the turn, by the policy that sampled.
 
   p_it = exp(answer_logp before turn t + 1);  p_i0 is after the bare prompt
   r_it = p_it - p_i,t-1  for t < T_i                       gain="prob"; "log": without exp

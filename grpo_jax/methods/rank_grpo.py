@@ -1,8 +1,9 @@
 """Rank-GRPO: Training LLM-based Conversational Recommender Systems with Reinforcement Learning.
 
-2025 (ConvRec-R1). A completion is a list of `ranks` lines, and a line is the unit: unit k of a row
-is line k, the unit after the last rank holds what goes on beyond it (overflow). The relevance of
-the lines is given in batch.unit_reward, f32[R, U]; a line that is missing has 0.
+Y. Zhu et al., 2025, https://arxiv.org/abs/2510.20150 (ConvRec-R1; ICLR 2026). A completion is a
+list of `ranks` lines, and a line is the unit: unit k of a row is line k, the unit after the last
+rank holds what goes on beyond it (overflow). The relevance of the lines is given in
+batch.unit_reward, f32[R, U]; a line that is missing has 0.
 
   r_ik = rel_ik                               reward="hit": the paper's exp-infinity, default
          sum_{j>=k} rel_ij / log2(j + 1)      "dcg"

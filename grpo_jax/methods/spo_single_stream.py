@@ -1,7 +1,8 @@
 """Single-stream Policy Optimization.
 
-2025 (SPO, paper 68 of the list; neither 16, segments, nor 82, minimaximalist). One completion a
-prompt: the baseline is what the prompt's earlier visits were worth, not what its group is.
+Z. Xu and Z. Ding, 2025, https://arxiv.org/abs/2509.13232 (SPO, paper 68; neither 16, segments, nor
+82, minimaximalist). One completion a prompt: the baseline is what the prompt's earlier visits were
+worth, not what its group is.
 
   A = r - v(x),  v = alpha / (alpha + beta) from before this step
   A~ = (A - mean A) / (std A + 1e-8)

@@ -1,4 +1,6 @@
-"""T2MIR: mixture-of-experts meets in-context RL (2506.05426).
+"""Mixture-of-Experts Meets In-Context Reinforcement Learning (T2MIR).
+
+W. Wu et al., 2025, https://arxiv.org/abs/2506.05426.
 
   L = L_imitation + balance * L_bal + contrast * L_con
 

@@ -1,12 +1,17 @@
 """`methods.get`: names, keywords, and one-line errors that name the fix."""
 
+import csv
+import importlib
 import re
+from pathlib import Path
 
 import pytest
 
 from grpo_jax import methods
 from grpo_jax.errors import UserError
 from grpo_jax.types import Method
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_listed_name_is_a_module_with_make():
@@ -25,6 +30,20 @@ def test_every_listed_name_is_a_module_with_make():
   for name in methods.names():
     required = {k: 1 for k, v in methods.defaults(name).items() if v is ...}
     assert isinstance(methods.get(name, **required), Method)
+
+
+def test_every_paper_says_its_title_its_authors_and_where_it_is():
+  lines = (ROOT / "experiments/papers.tsv").read_text(encoding="utf-8").splitlines()
+  papers = csv.DictReader(lines, delimiter="\t")
+  titles = {re.sub(r"[-.]", "_", row["slug"]): row["title"] for row in papers}
+  squeezed = lambda text: re.sub(r"\W+", "", text).lower()
+  for name, path in methods._known().items():
+    text = importlib.import_module(path).__doc__ or ""
+    if name == "sft":  # nobody's
+      continue
+    assert re.search(r"^\S.* \d{4}, https://(arxiv\.org/abs|doi\.org)/", text, re.M), name
+    if name in titles:
+      assert squeezed(titles[name])[:60] in squeezed(text), name
 
 
 def test_hyphens_stand_for_underscores():
