@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from experiments.common import study
-from experiments.common.statements import more, not_less
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more, not_less
 from grpo_jax import envs
 from grpo_jax.envs.world import PAD, STOP
 

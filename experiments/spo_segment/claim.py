@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import study
-from experiments.common.statements import more
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more
 from experiments.spo_segment import exact
 from grpo_jax import envs, methods
 from grpo_jax.models import policy

@@ -66,8 +66,9 @@ def cells(c) -> list[Cell]:
   return out
 
 
-def build(cell: Cell):
-  """(run, world, plan) of the cell; UserError names the cell and the wrong field."""
+def build(cell: Cell, alter=lambda method: method):
+  """(run, world, plan) of the cell; UserError names the cell and the wrong field. alter: what is
+  changed of the method."""
   spec = cell.spec
   try:
     check_keys("plan", spec["plan"], fused.Sizes.__dataclass_fields__)
@@ -76,7 +77,8 @@ def build(cell: Cell):
     args = dict(spec["args"])
     if methods.defaults(spec["method"]).get("max_tokens", 0) in (None, ...):
       args = {"max_tokens": world.answer} | args
-    return fused.make_run(world, methods.get(spec["method"], **args), plan), world, plan
+    method = alter(methods.get(spec["method"], **args))
+    return fused.make_run(world, method, plan), world, plan
   except ValueError as error:
     raise UserError(f"{cell.world} with {cell.arm}: {error}") from error
 
