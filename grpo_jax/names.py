@@ -7,7 +7,7 @@ import difflib
 import importlib
 import numbers
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from grpo_jax.errors import UserError
@@ -16,7 +16,7 @@ from grpo_jax.errors import UserError
 def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
   """The error for a misspelt name: says which field, the nearest known name, and all of a few."""
   known = sorted(known)
-  near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+  near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
   hint = [f"did you mean {near[0]!r}?"] if near else []
   if not near or len(known) <= 8:
     hint.append(f"known: {', '.join(known[:20]) or 'none'}")
@@ -64,19 +64,31 @@ def between(
       raise UserError(f"{field}={value}: must be {what}{', ' * bool(what)}{wanted}")
 
 
-def modules(path: Iterable[str], without: Iterable[str] = ()) -> list[str]:
-  """The modules in a package's `__path__` by name: no packages, nothing private."""
-  found = {m.name for m in pkgutil.iter_modules(path) if not m.ispkg and m.name[0] != "_"}
-  return sorted(found - set(without))
+def modules(package: str, path: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:
+  """{name: full name} of the modules in a package's `__path__`: no packages, nothing private."""
+  found = sorted(m.name for m in pkgutil.iter_modules(path) if not m.ispkg and m.name[0] != "_")
+  return {name: f"{package}.{name}" for name in found if name not in set(without)}
 
 
-def make(kind: str, package: str, known: Iterable[str], name: str, kwargs: dict) -> Any:
-  """`package`.`name`.make(**kwargs). UserError for a name not `known` and an unknown parameter."""
+def maker(kind: str, known: Mapping[str, str], name: str) -> Callable:
+  """`make` of the module `name`, a key of `known` in which hyphens stand for underscores."""
+  module = str(name).replace("-", "_")
+  one_of(kind, module, known)
+  return importlib.import_module(known[module]).make
+
+
+def make(kind: str, known: Mapping[str, str], name: str, kwargs: dict) -> Any:
+  """What the `make` of module `name` returns for these keywords.
+
+  Raises UserError for a name not `known`, an unknown keyword and a missing one.
+  """
   import inspect
 
-  module = str(name).replace("-", "_")
-  if module not in known:
-    raise unknown(kind, name, known)
-  maker = importlib.import_module(f"{package}.{module}").make
-  check_keys(f"{kind}.{module}", kwargs, inspect.signature(maker).parameters)
-  return maker(**kwargs)
+  made = maker(kind, known, name)
+  here = f"{kind} {name}"
+  parameters = inspect.signature(made).parameters
+  check_keys(here, kwargs, parameters)
+  for key, parameter in parameters.items():
+    if parameter.default is parameter.empty and key not in kwargs:
+      raise UserError(f"{here}: give {key}, which has no default")
+  return made(**kwargs)

@@ -56,8 +56,8 @@ def clipped(
   "unit_token" (its value, a gradient to the own token only); `max_log_ratio` bounds |log r| of a
   token, with gradient 0 beyond. dual_clip: the bound of r where A < 0. value_coef: of the value
   loss against credit.extra["target"], clipped by eps_value. kl: see core/divergences.py; kl_apart:
-  the KL has weights of its own, credit.extra["kl"], in units with weight only. Metrics are those of
-  `surrogates.metrics`, and "value_loss" and "kl" where there are such terms.
+  the KL has weights of its own, credit.weights["kl"], in units with weight only. Metrics are those
+  of `surrogates.metrics`, and "value_loss" and "kl" where there are such terms.
   """
   one_of("kl", kl, divergences.ESTIMATORS)
   one_of("ratio", ratio, RATIOS)
@@ -79,7 +79,7 @@ def clipped(
       term = term + value_coef * error
     if beta_kl:
       divergence = divergences.kl(fwd, batch, kl, of_token)
-      metrics["kl"] = jnp.sum((credit.extra["kl"] if kl_apart else credit.weight) * divergence)
+      metrics["kl"] = jnp.sum((credit.weights["kl"] if kl_apart else credit.weight) * divergence)
       term = term if kl_apart else term + beta_kl * divergence
     if beta_entropy:
       term = term - beta_entropy * units.masked(fwd.entropy, batch)

@@ -6,7 +6,7 @@ from typing import Any
 from grpo_jax.data import jsonl, prompts, reasoning_gym_task, tfds_source
 from grpo_jax.data.problem import DataSet, Problem, numbered, split
 from grpo_jax.errors import UserError
-from grpo_jax.names import check_keys, unknown
+from grpo_jax.names import check_keys, one_of
 
 _COMMON = {"source": None, "heldout": 256, "seed": 0, "prompt": None}
 _FIELDS = {"needs": ("answer",), "prompt_field": "prompt", "answer_field": "answer"}
@@ -71,8 +71,7 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
   """
   config = _plain(config)
   source = config.get("source", "reasoning_gym")
-  if source not in _SOURCES:
-    raise unknown("data.source", source, _SOURCES)
+  one_of("data.source", source, _SOURCES)
   read, defaults, order = _SOURCES[source]
   check_keys("data", config, _COMMON.keys() | defaults.keys())
   config = _COMMON | defaults | config

@@ -1,5 +1,7 @@
 """Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework for Efficient Policy
-Optimization (D3S), 2025, ICLR 2026 poster.
+Optimization (D3S).
+
+C. Wang et al., 2025, https://arxiv.org/abs/2509.22115 (ICLR 2026).
 
 Groups and advantages are GRPO's, over all M = B G rollouts, and are never normalised again. Then
 
@@ -12,7 +14,7 @@ A, H (entropy in nats of the policy that sampled) and the masks are stop-gradien
 border of S, as binary rewards give: by index (core/selection.py); tokens of equal score: the first
 ones. All A = 0: the loss is exactly 0. Rollouts that are dead or empty are not in M.
 
-No released code was found: the card is reconstructed from the abstract and third-party notes. Our
+No released code was found: this is a reconstruction from the abstract and third-party notes. Our
 reading: the aggregation 1/|T|, the moment of H. Assumed: the quotas, shares of M (samples) and per
 cent (tokens), begin and end of the schedule. 1/|T| raises the effective learning rate against GRPO;
 divide_by="all" keeps the denominator of all M rollouts.
@@ -27,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, selection, units
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 RATIO = {"token": "token", "sequence": "unit_token"}  # of D3S on GRPO, on GSPO
@@ -105,11 +107,7 @@ def make(
 
 def _check(total_steps, samples, tokens, **choices) -> None:
   for name, value in choices.items():
-    if value not in _CHOICES[name]:
-      raise UserError(f"{name}={value!r} is unknown: use {' or '.join(_CHOICES[name])}")
-  if total_steps < 1:
-    raise UserError(f"total_steps={total_steps}: must be the length of the schedule, at least 1")
-  if not all(0 < x <= 1 for x in samples):
-    raise UserError(f"samples={samples}: shares of the batch, above 0 and at most 1")
-  if not all(0 < x <= 100 for x in tokens):
-    raise UserError(f"tokens={tokens}: per cent of the chosen tokens, above 0 and at most 100")
+    one_of(name, value, _CHOICES[name])
+  between("total_steps", total_steps, 1, what="the length of the schedule")
+  between("samples", samples, high=1, above=0, what="shares of the batch")
+  between("tokens", tokens, high=100, above=0, what="per cent of the chosen tokens")

@@ -1,9 +1,9 @@
 """Information Gain-based Policy Optimization: A Simple and Effective Approach for Multi-Turn LLM
 Agents.
 
-2025, https://arxiv.org/abs/2510.14967. A turn is the unit. What the policy believes of the right
-answer before each turn is given in batch.extra["answer_logp"], f32[R, U]: the mean log-probability
-of the answer's tokens given all that precedes the turn, by the policy that sampled.
+G. Wang et al., 2025, https://arxiv.org/abs/2510.14967. A turn is the unit. What the policy believes
+of the right answer before each turn is given in batch.extra["answer_logp"], f32[R, U]: the mean
+log-probability of the answer's tokens given all that precedes the turn, by the policy that sampled.
 
   p_it = exp(answer_logp before turn t + 1);  p_i0 is after the bare prompt
   r_it = p_it - p_i,t-1  for t < T_i                       gain="prob"; "log": without exp
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import grids, objectives, positions, turns, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 NEEDS = {
@@ -56,9 +57,8 @@ def make(
   kl: str = "k3",
   beta_entropy: float = 0.0,
 ) -> Method:
-  for field, value, known in (("gain", gain, NEEDS), ("normalize", normalize, NORMALIZE)):
-    if value not in known:
-      raise UserError(f"{field}={value!r} is unknown: use one of {', '.join(known)}")
+  one_of("gain", gain, NEEDS)
+  one_of("normalize", normalize, NORMALIZE)
 
   def gains(rollouts, batch, there):
     """r_it of all turns but the last, f32[N, G, K]."""

@@ -1,8 +1,9 @@
 """Rank-GRPO: Training LLM-based Conversational Recommender Systems with Reinforcement Learning.
 
-2025 (ConvRec-R1). A completion is a list of `ranks` lines, and a line is the unit: unit k of a row
-is line k, the unit after the last rank holds what goes on beyond it (overflow). The relevance of
-the lines is given in batch.unit_reward, f32[R, U]; a line that is missing has 0.
+Y. Zhu et al., 2025, https://arxiv.org/abs/2510.20150 (ConvRec-R1; ICLR 2026). A completion is a
+list of `ranks` lines, and a line is the unit: unit k of a row is line k, the unit after the last
+rank holds what goes on beyond it (overflow). The relevance of the lines is given in
+batch.unit_reward, f32[R, U]; a line that is missing has 0.
 
   r_ik = rel_ik                               reward="hit": the paper's exp-infinity, default
          sum_{j>=k} rel_ij / log2(j + 1)      "dcg"
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import grids, groups, objectives, ranking, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -49,10 +51,8 @@ def make(
   drop_truncated: bool = False,
 ) -> Method:
   ranking.check(reward)
-  if reduction not in ("rank_mean", "token_mean"):
-    raise UserError(f"reduction={reduction!r} is unknown: use rank_mean or token_mean")
-  if ranks < 1:
-    raise UserError(f"ranks={ranks} must be the number of lines of a list, at least 1")
+  one_of("reduction", reduction, ("rank_mean", "token_mean"))
+  between("ranks", ranks, 1, what="the number of lines of a list")
 
   def rank_advantage(rollouts, batch):
     if rollouts.reward.shape[1] == 1:

@@ -1,7 +1,7 @@
 """Segment Policy Optimization: Effective Segment-Level Credit Assignment in RL for LLMs.
 
-2025 (SPO-chain and SPO-tree, paper 16 of the list; neither 68, single-stream, nor 82). All from the
-released code, https://github.com/AIFrameResearch/SPO.
+Y. Guo et al., 2025, https://arxiv.org/abs/2505.23564 (SPO-chain and SPO-tree, paper 16; neither 68,
+single-stream, nor 82). All from the released code, https://github.com/AIFrameResearch/SPO.
 
   A = V(end of the segment) - V(its start), V by Monte Carlo from that prefix, V of the end = reward
   A~ = (A - mean A) rsqrt(var A + 1e-8) over the tokens a_t = [p_t < cut], p_t = exp(logp_old_t)
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, segments, trees, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Chain, Credit, Method, Tree
 
 
@@ -47,8 +48,7 @@ def make(
   whiten: bool = True,
   drop_zero: bool = True,
 ) -> Method:
-  if form not in ("chain", "tree"):
-    raise UserError(f"form={form!r} is unknown: use chain or tree")
+  one_of("form", form, ("chain", "tree"))
   trees.check(mode)
   chain, depth = form == "chain", len(branching)
 
@@ -77,7 +77,7 @@ def make(
       token = groups.batch_center(token, used) * jax.lax.rsqrt(var + 1e-8)
     kl_weight = jnp.where(used, weights.rollout_sum(batch, rollouts, include), 0)
     return Credit(
-      adv=adv, adv_token=token, weight=weight, extra={"kl": kl_weight} if beta_kl else {}
+      adv=adv, adv_token=token, weight=weight, weights={"kl": kl_weight} if beta_kl else {}
     )
 
   objective = objectives.clipped(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.verifiers import parts as parts_lib
 from grpo_jax.verifiers.item import as_row
 from grpo_jax.verifiers.server import HEADER, write_message
@@ -90,8 +91,7 @@ class RewardPool:
   ):
     self.specs = parts_lib.parse(parts)
     for name, value in (("workers", workers), ("timeout_s", timeout_s), ("memory_mb", memory_mb)):
-      if not value > 0:
-        raise UserError(f"reward.{name}: must be above 0, got {value!r}")
+      between(f"reward.{name}", value, above=0)
     self._hello = {
       "parts": [dataclasses.asdict(s) for s in self.specs],
       "workers": int(workers),

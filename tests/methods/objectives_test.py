@@ -21,10 +21,8 @@ def prepared(seed=0, layout="shared", dead=0.0, **kwargs):
   credit = Credit(
     adv=np.float32(rng.normal(size=batch.owner.shape)),
     weight=np.float32(weight),
-    extra={
-      "target": np.float32(rng.normal(size=shape)),
-      "kl": np.float32(rng.uniform(size=shape) * (weight > 0)),
-    },
+    extra={"target": np.float32(rng.normal(size=shape))},
+    weights={"kl": np.float32(rng.uniform(size=shape) * (weight > 0))},
   )
   return batch, fwd, credit
 
@@ -86,7 +84,7 @@ def test_each_further_term_adds_its_coefficient_times_its_weighted_sum():
   error = np.maximum((value - target) ** 2, (old + (value - old).clip(-0.2, 0.2) - target) ** 2)
   for more, expected in (
     ({"beta_kl": 0.3, "kl": "k3"}, 0.3 * (w * k3).sum()),
-    ({"beta_kl": 0.3, "kl": "k3", "kl_apart": True}, 0.3 * (credit.extra["kl"] * k3).sum()),
+    ({"beta_kl": 0.3, "kl": "k3", "kl_apart": True}, 0.3 * (credit.weights["kl"] * k3).sum()),
     ({"beta_entropy": 0.3}, -0.3 * (w * np.where(mask, fwd.entropy, 0)).sum()),
     ({"value_coef": 0.3, "eps_value": 0.2}, 0.3 * (w * error).sum()),
   ):

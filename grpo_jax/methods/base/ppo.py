@@ -20,7 +20,7 @@ batch.extra["value"] and the new in fwd.value.
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, returns, units, weights
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -40,8 +40,7 @@ def make(
   bootstrap: bool = False,
 ) -> Method:
   weights.check(aggregate)
-  if rewards not in ("rollout", "unit"):
-    raise UserError(f"rewards={rewards!r} is unknown: use rollout or unit")
+  one_of("rewards", rewards, ("rollout", "unit"))
 
   def credit(state, rollouts, batch):
     weight = weights.aggregate(aggregate, batch, rollouts)
