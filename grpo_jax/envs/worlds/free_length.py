@@ -3,9 +3,9 @@
 With task "max" it is `n a | b | c | d =` and the largest of them, which carries over to prompts
 that were not seen (sums of few numbers do not). `habit` writes 0 to `extra` steps more than asked.
 Tokens: numbers, "+" or "|", "=", "#", ">". An answer is any tokens but ">", among them at least n
-"#", then ">", the number and STOP: for n = 2, `# # > 5 .`. Reward: 1 for such an answer however long it
-is, so answers may be short, long, looping or cut off by the budget, and a method may shape what it
-likes with the parts, which are taken over the tokens before STOP:
+"#", then ">", the number and STOP: for n = 2, `# # > 5 .`. Reward: 1 for such an answer however
+long it is, so answers may be short, long, looping or cut off by the budget, and a method may shape
+what it likes with the parts, which are taken over the tokens before STOP:
   `length`  their share of the budget;
   `loop`    the share that lies inside a loop at the end (card 01): for the largest period p with c
             copies in a row up to the last token, c >= 2, it is p c / tokens; else 0;
