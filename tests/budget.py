@@ -180,7 +180,7 @@ class Meter:
 class Printer:
   """In the process that talks to the reader."""
 
-  def __init__(self, meter: Meter | None, slugs, limits: Limits = Limits()):
+  def __init__(self, meter: Meter | None, slugs, limits: Limits):
     self.meter, self.slugs, self.limits = meter, slugs, limits
     self.processes = []
     self.over, self.failed = [], []
@@ -214,7 +214,7 @@ def addoption(parser) -> None:
   )
 
 
-def configure(config) -> None:
+def configure(config, limits: Limits = Limits()) -> None:
   worker = getattr(config, "workerinput", None)
   shared = worker is None and config.getoption("numprocesses", None)
   meter = None if shared else Meter(worker["workerid"] if worker else "the process")
@@ -223,4 +223,4 @@ def configure(config) -> None:
   if worker is None and config.getoption("budget"):
     methods = Path(__file__).parent.parent / "grpo_jax/methods"
     slugs = frozenset(p.stem for p in methods.glob("*.py") if p.stem != "__init__")
-    config.pluginmanager.register(Printer(meter, slugs), "budget-printer")
+    config.pluginmanager.register(Printer(meter, slugs, limits), "budget-printer")
