@@ -1,4 +1,4 @@
-"""Decision-Pretrained Transformer (card 27): in-context RL by supervised pretraining.
+"""Decision-Pretrained Transformer (paper 27): in-context RL by supervised pretraining.
 
   python -m experiments.train --config=configs/dpt.py                     Gaussian bandit, 5 arms
   python -m experiments.train --config=configs/dpt.py:bernoulli           and its exact posterior

@@ -1,4 +1,4 @@
-"""Bandits in words for SmolLM2-135M (EVOLvE, card 26): `python -m experiments.evolve_bandits`.
+"""Bandits in words for SmolLM2-135M (EVOLvE, paper 26): `python -m experiments.evolve_bandits`.
 
 `:contextual` has films recommended to users who come, on synthetic ratings; `:debug` and
 `:contextual,debug` have every part of a run, in under a minute of two cores once the model is

@@ -1,4 +1,4 @@
-"""T2MIR (card 04): token-wise and task-wise experts in an in-context learner.
+"""T2MIR (paper 04): token-wise and task-wise experts in an in-context learner.
 
   python -m experiments.train --config=configs/t2mir.py                all of it: T2MIR-DPT
   python -m experiments.train --config=configs/t2mir.py:no_contrast    without the contrastive loss
@@ -18,7 +18,7 @@ Q-learning; DPT's label is the optimal action at a query state, AD's the learner
 MuJoCo (the extra `mujoco`) they are episodes of soft actor-critic, sorted by return.
 `python -m experiments.histories --config=...` makes them once for several arms. Histories from a
 folder (data/tfds_history_source.py): --config.data.histories.path=DIR. `:paper` (also
-`darkroom,paper`, `ad,paper`) has the sizes of the released configs where the card names them.
+`darkroom,paper`, `ad,paper`) has the sizes of the released configs where they are known.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""InfoNCE between two prompts of one task (card 04, T2MIR): the loss that shapes its task router.
+"""InfoNCE between two prompts of one task (paper 04, T2MIR): the loss that shapes its task router.
 
 Rows i and i + B/2 of a batch belong to the same task, all others to other tasks. Of one row, q is
 the router's representation and k the one of the router's slow copy, the key gate. The formulas are

@@ -1,4 +1,4 @@
-"""The contrastive loss against float64 numpy, and what card 04 says of it."""
+"""The contrastive loss against float64 numpy, and what paper 04 says of it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Importance, load and their losses: against a simulation, float64 numpy and what card 04 says."""
+"""Importance, load and their losses: against a simulation, float64 numpy and what paper 04 says."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Rank-GRPO against its card in float64 loops, and the invariants that the card lists."""
+"""Rank-GRPO against its formulas in float64 loops, and its invariants."""
 
 import math
 
@@ -62,7 +62,7 @@ def relevance(p, i, j, k):
   return float(p.rel[i, j, k]) if there else 0.0
 
 
-def reward_by_card(p, i, j, k, kind):
+def reward_by_loops(p, i, j, k, kind):
   rel = lambda m: relevance(p, i, j, m)
   return {
     "hit": lambda: rel(k),
@@ -75,7 +75,7 @@ def stop_token(p, i, j):
   return None if p.truncated[i, j] else steps(p, i, j)[-1]
 
 
-def advantage_by_card(p, kind, shaping):
+def advantage_by_loops(p, kind, shaping):
   adv = {}
   for i, j in rollouts(p):
     ts, stop = steps(p, i, j), stop_token(p, i, j)
@@ -90,14 +90,14 @@ def advantage_by_card(p, kind, shaping):
         adv[i, j, t] = -shaping
       else:
         group = [
-          reward_by_card(p, i, m, k, kind) for m in range(p.reward.shape[1]) if p.alive[i, m]
+          reward_by_loops(p, i, m, k, kind) for m in range(p.reward.shape[1]) if p.alive[i, m]
         ]
-        mine = reward_by_card(p, i, j, k, kind)
+        mine = reward_by_loops(p, i, j, k, kind)
         adv[i, j, t] = (mine - mean(group)) / (std(group, 1) + 1e-4)
   return adv
 
 
-def loss_by_card(p, adv, reduction, drop, logp):
+def loss_by_loops(p, adv, reduction, drop, logp):
   kept = [k for k in rollouts(p) if not (drop and p.truncated[k])]
   total, tokens = 0.0, 0
   for i, j in kept:
@@ -118,7 +118,7 @@ def loss_by_card(p, adv, reduction, drop, logp):
 
 @pytest.mark.parametrize("kind", ["hit", "dcg", "decay"])
 @pytest.mark.parametrize("reduction", ["rank_mean", "token_mean"])
-def test_value_and_gradient_equal_the_card_in_loops(kind, reduction):
+def test_value_and_gradient_equal_the_formulas_in_loops(kind, reduction):
   seed, drop = {"hit": 0, "dcg": 1, "decay": 2}[kind], kind == "dcg"
   p, wide = lists(seed), lists(seed, dtype=np.float64)
   for q in (p, wide):
@@ -128,10 +128,10 @@ def test_value_and_gradient_equal_the_card_in_loops(kind, reduction):
   )
   rollouts_, batch, fwd, place = laid_out(p, method)
   _, loss, grad = step((), rollouts_, batch, fwd)
-  adv = advantage_by_card(wide, kind, shaping=0.1)
-  by_card = lambda x: loss_by_card(wide, adv, reduction, drop, x)
-  np.testing.assert_allclose(loss, by_card(wide.fields["logp"]), rtol=5e-5, atol=5e-6)
-  expected = difference(by_card, wide.fields["logp"])
+  adv = advantage_by_loops(wide, kind, shaping=0.1)
+  by_loops = lambda x: loss_by_loops(wide, adv, reduction, drop, x)
+  np.testing.assert_allclose(loss, by_loops(wide.fields["logp"]), rtol=5e-5, atol=5e-6)
+  expected = difference(by_loops, wide.fields["logp"])
   assert np.abs(expected).max() > 1e-3
   found = np.where(p.trained, np.asarray(grad)[place], 0)
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=5e-6)

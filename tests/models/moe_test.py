@@ -1,4 +1,4 @@
-"""Experts: dispatch against float64 numpy, gates and losses against what cards 04 and 57 say."""
+"""Experts: dispatch against float64 numpy, gates and losses against what papers 04 and 57 say."""
 
 import functools
 import math

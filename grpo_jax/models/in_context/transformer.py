@@ -1,4 +1,4 @@
-"""A GPT-2 over vectors: the transformer of in-context RL (cards 27 DPT, 04 T2MIR), pure functions.
+"""A GPT-2 over vectors: the transformer of in-context RL (papers 27 DPT, 04 T2MIR), pure functions.
 
 Pre-norm blocks with LayerNorm and biases, causal attention, a linear head at every token. Sequences
 are what the paper makes them: DPT's transitions as one token each, or states, actions and rewards

@@ -13,7 +13,7 @@ jax 0.10 compiles ragged_dot to a grouped product for TPUs alone. For CPUs and G
 product with all E matrices over E copies of the rows, k times the work of `dense`; so does a TPU's
 gradient by the matrices, which is therefore made from blocks here. On two CPU cores and at T2MIR's
 sizes a training step of the layer takes, in units of `blocks`: dense 1.7 to 4, ragged 3 to 5, and
-one-hot dispatch into buffers of a fixed capacity (card 57, 1952 tokens) 9.
+one-hot dispatch into buffers of a fixed capacity (paper 57, 1952 tokens) 9.
 """
 
 import functools

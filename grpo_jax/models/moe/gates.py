@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and with what weight (card 04, T2MIR). Everything is float32.
+"""Which experts a token goes to, and with what weight (paper 04, T2MIR). Everything is float32.
 
 A gate net is g(u) = W2 tanh(W1 u), R^d -> R^E, without biases.
 """
@@ -42,7 +42,7 @@ def choose(
 ) -> Int[Array, "N k"]:
   """The experts with the k largest z + bias, the largest first; of equal ones the first counts.
 
-  The bias changes the choice and no weight (card 57): -inf shuts an expert out, but k experts
+  The bias changes the choice and no weight (paper 57): -inf shuts an expert out, but k experts
   must stay.
   """
   z = jax.lax.stop_gradient(z)

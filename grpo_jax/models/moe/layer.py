@@ -1,4 +1,4 @@
-"""The feed-forward layer of T2MIR (card 04): token-wise and task-wise experts, side by side.
+"""The feed-forward layer of T2MIR (paper 04): token-wise and task-wise experts, side by side.
 
   y = concat(MoE_token(u), MoE_task(u)), each R^d -> R^(d/2), or one of them R^d -> R^d.
 
