@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two test workers that both load libtpu to compile for a described TPU: else the second aborts.
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
+import budget
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -26,3 +28,25 @@ with contextlib.suppress(ImportError):  # a GPU machine may have pytest and jax 
   hypothesis.settings.register_profile("local", deadline=None)
   hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
   hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def compile_cheaply():
+  """Half the time of a fast test is compilation of a program that runs a few times.
+
+  In the environment too, as what a test compares with a process of its own may be compared bitwise.
+  """
+  jax.config.update("jax_disable_most_optimizations", True)
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+  if metadata.version("jaxlib").startswith("0.10."):  # a jaxlib that lacks a flag aborts
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+
+
+def pytest_addoption(parser):
+  budget.addoption(parser)
+
+
+def pytest_configure(config):
+  budget.configure(config)
+  if os.environ["JAX_PLATFORMS"] == "cpu" and "not slow" in config.getoption("markexpr"):
+    compile_cheaply()

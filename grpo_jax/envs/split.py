@@ -99,13 +99,13 @@ def split_of(world: World, seed: int, how: str, problems: int, heldout: int) -> 
     return Split(world, seed, how, np.arange(problems), _HELD_IDS + np.arange(heldout))
   count = max(_SCANNED, 2 * problems, 2 * SHARE * heldout)
   with jax.ensure_compile_time_eval():  # may be asked for while a run is traced
-    hashes = _hashes(world, seed, count)
-  held = is_held(hashes)
+    codes = hashes(world, seed, count)
+  held = is_held(codes)
   train_ids, held_ids = np.flatnonzero(~held), np.flatnonzero(held)
-  distinct = len(np.unique(hashes[held]))
+  distinct = len(np.unique(codes[held]))
   if distinct < LEAST or len(train_ids) < problems or len(held_ids) < heldout:
     raise UserError(
-      f'split="hash": world {world.name} has {len(np.unique(hashes))} prompts, too few to hold '
+      f'split="hash": world {world.name} has {len(np.unique(codes))} prompts, too few to hold '
       'some out; use split="id", or make the world larger'
     )
   return Split(
@@ -113,10 +113,12 @@ def split_of(world: World, seed: int, how: str, problems: int, heldout: int) -> 
   )
 
 
-def _hashes(world: World, seed: int, count: int) -> np.ndarray:
+def hashes(world: World, seed: int, count: int) -> np.ndarray:
+  """uint32[count]: of the prompts of problems 0 .. count - 1."""
+
   @jax.jit
-  def hashes(ids):
+  def of(ids):
     made = world.problems(seed, ids)
     return prompt_hash(made.tokens, made.length, jnp)
 
-  return np.asarray(hashes(jnp.arange(count)))
+  return np.asarray(of(jnp.arange(count)))

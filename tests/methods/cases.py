@@ -9,7 +9,7 @@ from problems import hpt_ratio, sequence_ratio, token_ratio
 from grpo_jax import methods
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # a key of the suite's caches
 class Case:
   name: str
   kwargs: dict = dataclasses.field(default_factory=dict)

@@ -1,8 +1,13 @@
-"""The suite that every method passes: a new paper is one file plus one entry of CASES."""
+"""The suite that every method passes: a new paper is one file plus one entry of CASES.
+
+A case's programs are compiled once for all its laws, hence the order: all laws of a case, then the
+next case. Only the law on jit runs a method without.
+"""
+
+import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
@@ -15,7 +20,8 @@ from grpo_jax.core import unified, units
 
 
 def some(wanted):
-  return pytest.mark.parametrize("case", [c for c in CASES if wanted(c)], ids=label)
+  cases = [c for c in CASES if wanted(c)]
+  return pytest.mark.parametrize("case", cases, ids=label, scope="module")
 
 
 every_case = some(lambda case: True)
@@ -25,11 +31,44 @@ def close(a, b, tol=2e-6):
   chex.assert_trees_all_close(a, b, rtol=tol, atol=tol)
 
 
-def prepared(case, seed=0, layout="flat", **kwargs):
+def step_of(method):
+  """step(state, rollouts, batch, fwd) -> (credit, (loss, metrics, *grads)), jitted."""
+
+  @jax.jit
+  def step(state, rollouts, batch, fwd):
+    credit = method.credit(state, rollouts, batch)
+    return credit, problems.value_and_grad(method, fwd, batch, credit)
+
+  return step
+
+
+@functools.cache
+def programs(case):
+  """(method, step, loss): loss(fwd, batch, credit) -> (loss, metrics, *grads), jitted."""
   method = case.make()
+  return method, step_of(method), jax.jit(functools.partial(problems.value_and_grad, method))
+
+
+def prepared(case, seed=0, layout="flat", **kwargs):
+  """(method, rollouts, batch, fwd, credit, (loss, metrics, *grads))."""
+  method, step, _ = programs(case)
   rollouts, batch, fwd, _ = problems.lay_out(case.problem(seed, **kwargs), layout, method.needs)
-  credit = method.credit(method.init(len(rollouts.prompt)), rollouts, batch)
-  return method, rollouts, batch, fwd, credit
+  return (
+    method,
+    rollouts,
+    batch,
+    fwd,
+    *step(method.init(len(rollouts.prompt)), rollouts, batch, fwd),
+  )
+
+
+def run(case, p, layout="flat", junk=0.0):
+  """problems.run by the case's own program."""
+  method, step, _ = programs(case)
+  rollouts, batch, fwd, place = problems.lay_out(p, layout, method.needs, junk)
+  credit, (loss, metrics, *grads) = step(method.init(len(p.reward)), rollouts, batch, fwd)
+  grads = [None if d is None else np.asarray(d)[place] for d in grads]
+  return np.asarray(loss), metrics, *grads, np.asarray(credit.weight)[place]
 
 
 def test_every_method_has_a_case():
@@ -39,7 +78,6 @@ def test_every_method_has_a_case():
 @every_case
 def test_jit_equals_no_jit_and_compiles_once_for_equal_shapes(case):
   method = case.make()
-
   traces = []
 
   @jax.jit
@@ -58,15 +96,15 @@ def test_jit_equals_no_jit_and_compiles_once_for_equal_shapes(case):
 
 @every_case
 def test_value_metrics_and_gradient_do_not_depend_on_the_number_of_micro_batches(case):
-  method, _, batch, fwd, credit = prepared(case)
-  loss, metrics, *grads = problems.value_and_grad(method, fwd, batch, credit)
+  _, _, batch, fwd, credit, (loss, metrics, *grads) = prepared(case)
   assert float(abs(loss)) > 1e-4 and np.abs(grads[0]).max() > 1e-3
   for parts in (2, 4):
     rows = batch.tokens.shape[0] // parts
     total, sums, pieces = 0.0, [], []
     for i in range(parts):
-      cut = jax.tree.map(lambda x: x[i * rows : (i + 1) * rows], (fwd, batch, credit))  # noqa: B023
-      part, more, *grad = problems.value_and_grad(method, *cut)
+      at = slice(i * rows, (i + 1) * rows)
+      cut = jax.tree.map(lambda x: np.asarray(x)[at], (fwd, batch, credit))  # noqa: B023
+      part, more, *grad = programs(case)[2](*cut)
       total, sums, pieces = total + part, [*sums, more], [*pieces, grad]
     close(total, loss)
     combined = {
@@ -76,40 +114,39 @@ def test_value_metrics_and_gradient_do_not_depend_on_the_number_of_micro_batches
     close(combined, metrics)
     for whole, cut in zip(grads, zip(*pieces, strict=True), strict=True):
       if whole is not None:
-        close(jnp.concatenate(cut), whole, 1e-7)
+        close(np.concatenate(cut), np.asarray(whole), 1e-7)
 
 
 @every_case
 def test_permuted_prompts_and_permuted_rollouts_of_a_group_permute_the_gradient(case):
-  method, p = case.make(), case.problem()
+  p = case.problem()
   rng = np.random.default_rng(5)
-  loss, metrics, *grads = problems.run(method, p)
+  loss, metrics, *grads = run(case, p)
   prompts, inside = rng.permutation(len(p.reward)), rng.permutation(case.group)
   for move in (lambda x: x[prompts], lambda x: x[:, inside]):
-    loss2, metrics2, *grads2 = problems.run(method, problems.permuted(p, move))
+    loss2, metrics2, *grads2 = run(case, problems.permuted(p, move))
     close((loss2, metrics2), (loss, metrics))
     close(grads2, [None if d is None else move(d) for d in grads], 1e-6)
 
 
 @every_case
 def test_permuted_rows_permute_the_gradient(case):
-  method, rollouts, batch, fwd, credit = prepared(case)
+  method, rollouts, batch, fwd, _, (loss, _, *grads) = prepared(case)
   order = np.random.default_rng(6).permutation(batch.tokens.shape[0])
-  mixed, fwd_mixed = jax.tree.map(lambda x: x[order], (batch, fwd))
-  credit_mixed = method.credit(method.init(len(rollouts.prompt)), rollouts, mixed)
-  loss, _, *grads = problems.value_and_grad(method, fwd, batch, credit)
-  loss2, _, *grads2 = problems.value_and_grad(method, fwd_mixed, mixed, credit_mixed)
+  mixed, fwd_mixed = jax.tree.map(lambda x: np.asarray(x)[order], (batch, fwd))
+  state = method.init(len(rollouts.prompt))
+  _, (loss2, _, *grads2) = programs(case)[1](state, rollouts, mixed, fwd_mixed)
   close(loss2, loss)
-  close(grads2, [None if d is None else d[order] for d in grads], 1e-6)
+  close(grads2, [None if d is None else np.asarray(d)[order] for d in grads], 1e-6)
 
 
 @every_case
 def test_flat_shared_packed_and_cut_layouts_agree(case):
-  method, p = case.make(), case.problem(dead=0.15)
-  loss, _, *grads = problems.run(method, p)
+  p = case.problem(dead=0.15)
+  loss, _, *grads = run(case, p)
   on = np.broadcast_to(p.trained, p.trained.shape)
   for layout in case.layouts:
-    other, _, *grads2 = problems.run(method, p, layout)
+    other, _, *grads2 = run(case, p, layout)
     close(other, loss)
     for a, b in zip(grads, grads2, strict=True):
       if a is not None:
@@ -118,8 +155,7 @@ def test_flat_shared_packed_and_cut_layouts_agree(case):
 
 @every_case
 def test_gradient_is_exactly_zero_where_weight_is_zero(case):
-  method, _, batch, fwd, credit = prepared(case, dead=0.3)
-  _, _, *grads = problems.value_and_grad(method, fwd, batch, credit)
+  *_, credit, (_, _, *grads) = prepared(case, dead=0.3)
   off = np.asarray(credit.weight) == 0
   assert off.any() and not off.all()
   for grad in grads:
@@ -129,19 +165,18 @@ def test_gradient_is_exactly_zero_where_weight_is_zero(case):
 
 @every_case
 def test_weight_is_zero_off_the_mask_and_on_dead_rollouts(case):
-  method, p = case.make(), case.problem(dead=0.3)
-  *_, weight = problems.run(method, p)
+  p = case.problem(dead=0.3)
+  *_, weight = run(case, p)
   assert (weight[~p.alive] == 0).all() and (weight >= 0).all() and weight.any()
-  _, batch, _, _ = problems.lay_out(p, "flat", method.needs)
-  credit = method.credit(method.init(len(p.reward)), problems.rollouts_of(p), batch)
+  _, _, batch, _, credit, _ = prepared(case, dead=0.3)
   assert (np.asarray(credit.weight)[np.asarray(batch.mask) == 0] == 0).all()
 
 
 @every_case
 def test_nan_in_every_masked_slot_changes_neither_value_nor_gradient(case):
-  method, p = case.make(), case.problem()
+  p = case.problem()
   for layout in ("flat", *case.layouts):
-    clean, dirty = (problems.run(method, p, layout, junk) for junk in (0.0, np.nan))
+    clean, dirty = (run(case, p, layout, junk) for junk in (0.0, np.nan))
     chex.assert_trees_all_equal(clean, dirty)
     assert np.isfinite(dirty[2]).all()
 
@@ -161,7 +196,6 @@ def test_nan_in_all_that_is_said_of_a_dead_rollout_changes_neither_value_nor_gra
 
 @every_case
 def test_an_empty_mask_a_dead_batch_and_all_truncated_give_zero_without_nan(case):
-  method = case.make()
   for change in ("mask", "alive", *["truncated"] * case.kwargs.get("drop_truncated", False)):
     p = case.problem()
     if change == "mask":
@@ -170,7 +204,7 @@ def test_an_empty_mask_a_dead_batch_and_all_truncated_give_zero_without_nan(case
       p.alive[:], p.reward[:] = False, np.nan
     else:
       p.truncated[:] = True
-    loss, metrics, *grads = problems.run(method, p)
+    loss, metrics, *grads = run(case, p)
     assert loss == 0
     for x in jax.tree.leaves((metrics, grads)):
       assert (np.asarray(x) == 0).all()
@@ -182,25 +216,36 @@ def test_equal_rewards_in_a_group_give_exactly_zero_policy_gradient(case):
   p.reward[:] = np.where(p.alive, np.float32(0.7), np.nan)
   kwargs = {**methods.defaults(case.name), **case.kwargs}
   kwargs = {k: 0.0 if k.startswith("beta_") else v for k, v in kwargs.items() if v is not ...}
-  assert (problems.run(methods.get(case.name, **kwargs), p)[2] == 0).all()
+  method = methods.get(case.name, **kwargs)
+  rollouts, batch, fwd, _ = problems.lay_out(p, "flat", method.needs)
+  _, (_, _, grad, _) = step_of(method)(method.init(len(p.reward)), rollouts, batch, fwd)
+  assert (np.asarray(grad) == 0).all()
 
 
 @some(lambda case: case.pure and case.make().policy_gradient)
 def test_gradient_is_weight_times_stable_times_adv_times_ratio(case):
   """The unified estimator: d loss / d logp == -weight * stable * adv * ratio."""
-  method, p = case.make(), case.problem(seed=3)
-  rollouts, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
-  credit = method.credit(method.init(len(p.reward)), rollouts, batch)
-  coefficient = np.asarray(unified.estimator_coefficient(method, fwd, batch, credit))[place]
-  adv = np.asarray(units.token_adv(credit, batch))[place]
+  p = case.problem(seed=3)
+  *_, place = problems.lay_out(p, "flat")
+  method, _, batch, fwd, credit, _ = prepared(case, seed=3)
+
+  @jax.jit
+  def estimator(fwd, batch, credit):
+    return (
+      unified.estimator_coefficient(method, fwd, batch, credit),
+      units.token_adv(credit, batch),
+    )
+
+  coefficient, adv = (np.asarray(x)[place] for x in estimator(fwd, batch, credit))
   ratio = case.ratio(p) if case.ratio else np.ones_like(adv)
   used = np.asarray(credit.weight)[place] > 0
   expected = np.where(used, stable(case, adv, ratio) * adv * ratio, 0)
   np.testing.assert_allclose(coefficient, expected, rtol=2e-5, atol=1e-7)
   if stable(case, adv, ratio).all():
     return
-  term = unified.estimator_term(
-    fwd.logp[place], fwd.logp[place] - np.log(ratio), jnp.asarray(adv), stable(case, adv, ratio)
+  logp = np.asarray(fwd.logp)[place]
+  term = jax.jit(unified.estimator_term)(
+    logp, logp - np.log(ratio), adv, stable(case, adv, ratio).astype(np.float32)
   )
   np.testing.assert_allclose(np.where(used, term, 0), -expected, rtol=2e-5, atol=1e-7)
 
@@ -216,20 +261,18 @@ def test_reduces_to_names_a_method_with_the_same_value_and_gradient(case):
   chex.assert_trees_all_equal(a[2], b[2])
 
 
-def on_mesh(case, layout="flat"):
-  method, rollouts, batch, fwd, credit = prepared(case, layout=layout)
+def on_mesh(*trees):
+  """The first everywhere, the rows of the others over eight devices."""
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  rows = NamedSharding(mesh, PartitionSpec("data"))
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  put = lambda x, where: jax.device_put(x, where)
-  return method, put(rollouts, everywhere), *put((batch, fwd, credit), rows)
+  first, *rest = trees
+  everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+  return jax.device_put(first, everywhere), *jax.device_put(tuple(rest), rows)
 
 
 @every_case
 def test_eight_devices_equal_one_with_one_all_reduce_in_credit_and_in_loss(case):
-  method, rollouts, batch, fwd, credit = prepared(case)
-  expected = problems.value_and_grad(method, fwd, batch, credit)
-  _, rollouts8, batch8, fwd8, credit8 = on_mesh(case)
+  method, rollouts, batch, fwd, credit, expected = prepared(case)
+  rollouts8, batch8, fwd8, credit8 = on_mesh(rollouts, batch, fwd, credit)
   state = method.init(len(rollouts.prompt))
   made, reduces, others = collectives(lambda r, b: method.credit(state, r, b), rollouts8, batch8)
   close(made, credit)
@@ -241,6 +284,6 @@ def test_eight_devices_equal_one_with_one_all_reduce_in_credit_and_in_loss(case)
 
   out, reduces, others = collectives(loss_and_grad, fwd8, batch8, credit8)
   close(out[0], expected[0])
-  close(out[1:], expected[2:], 1e-7)
+  close(out[1:], tuple(expected[2:]), 1e-7)
   assert reduces == 1
   assert others == 0 or method.whole_groups  # only a pair loss joins rows

@@ -98,6 +98,13 @@ def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -
   )
 
 
+class Pieces(NamedTuple):
+  """A run in parts, for a loop on the host whose runs of any length share their programs."""
+
+  begin: Callable[..., tuple[TrainState, Any, Array, Held]]
+  stretch: Callable[..., tuple[TrainState, Metrics, Held]]
+
+
 def make_run(
   world: World, method: Method, sizes: Sizes = Sizes(), config: ModelConfig | None = None
 ) -> Callable[..., tuple[TrainState, Curves]]:
@@ -106,37 +113,14 @@ def make_run(
 
   Raises UserError for a method that needs what this loop does not supply.
   """
-  config = config or tiny_config(world.vocab)
-  check(world, method)
-  forward = policy.make_forward(config, chunk=0)
-  cut = Cut(epochs=sizes.epochs, mini=sizes.mini, micro=sizes.micro)
-  evaluate = make_evaluate(world, config, sizes)
-  start = make_start(world, sizes, config)
+  pieces = make_pieces(world, method, sizes, config)
 
   def run(seed, lr=sizes.lr, params=None):
-    tx = optax.chain(
-      optax.clip_by_global_norm(sizes.clip_norm),
-      optax.scale_by_adam(),
-      optax.scale_by_learning_rate(lr),
-    )
-    update = make_update(method, forward, tx, cut)
-    iterate = make_iteration(world, config, method, sizes, forward, update, cut)
-    key = jax.random.fold_in(jax.random.key(0), seed)
-    warm = jnp.int32(0)
-    if params is None:
-      params, warm = start(seed)
-    if "value" in method.needs:
-      params = dict(params, value=policy.init_value_head(config))  # pyright: ignore
-    reference = params if "ref" in method.needs else None
-    store = supply.first_store(method, sizes.problems, world.answer)
-    state = init_state(params, tx, method, sizes.problems, store)
-    before = evaluate(params)
+    state, reference, warm, before = pieces.begin(seed, lr, params)
 
     def stretch(state, index):
-      steps = index * sizes.eval_every + jnp.arange(sizes.eval_every)
-      one = lambda s, keys: iterate(s, reference, keys)
-      state, metrics = jax.lax.scan(one, state, _keys(key, steps))
-      return state, (metrics, evaluate(state.params))
+      state, metrics, held = pieces.stretch(state, reference, seed, lr, index)
+      return state, (metrics, held)
 
     stretches = jnp.arange(sizes.updates // sizes.eval_every)
     state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
@@ -145,6 +129,49 @@ def make_run(
     return state, Curves(flat, held.accuracy, held.reward, warm, held)
 
   return run
+
+
+def make_pieces(
+  world: World, method: Method, sizes: Sizes = Sizes(), config: ModelConfig | None = None
+) -> Pieces:
+  """begin(seed, lr, params = None) -> (state, reference, warm steps, Held before any update);
+  stretch(state, reference, seed, lr, index) -> (state, metrics f32[eval_every], Held): the
+  index-th `eval_every` updates. Nothing in them depends on `sizes.updates`."""
+  config = config or tiny_config(world.vocab)
+  check(world, method)
+  forward = policy.make_forward(config, chunk=0)
+  cut = Cut(epochs=sizes.epochs, mini=sizes.mini, micro=sizes.micro)
+  evaluate = make_evaluate(world, config, sizes)
+  start = make_start(world, sizes, config)
+
+  def optimizer(lr):
+    return optax.chain(
+      optax.clip_by_global_norm(sizes.clip_norm),
+      optax.scale_by_adam(),
+      optax.scale_by_learning_rate(lr),
+    )
+
+  def begin(seed, lr, params=None):
+    warm = jnp.int32(0)
+    if params is None:
+      params, warm = start(seed)
+    if "value" in method.needs:
+      params = dict(params, value=policy.init_value_head(config))  # pyright: ignore
+    reference = params if "ref" in method.needs else None
+    store = supply.first_store(method, sizes.problems, world.answer)
+    state = init_state(params, optimizer(lr), method, sizes.problems, store)
+    return state, reference, warm, evaluate(params)
+
+  def stretch(state, reference, seed, lr, index):
+    update = make_update(method, forward, optimizer(lr), cut)
+    iterate = make_iteration(world, config, method, sizes, forward, update, cut)
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    steps = index * sizes.eval_every + jnp.arange(sizes.eval_every)
+    one = lambda s, keys: iterate(s, reference, keys)
+    state, metrics = jax.lax.scan(one, state, _keys(key, steps))
+    return state, metrics, evaluate(state.params)
+
+  return Pieces(begin, stretch)
 
 
 def make_start(world: World, sizes: Sizes, config: ModelConfig | None = None):
