@@ -37,7 +37,8 @@ def segment(p, i, j, t):
 def laid_out(p, method):
   rollouts_, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
   rows, t = batch.mask.shape
-  unit = ranking.lines(jnp.asarray(p.newlines.reshape(rows, t)), batch.mask, RANKS)
+  unit = [segment(p, *at) for at in np.ndindex(*p.trained.shape)]
+  unit = jnp.asarray(np.reshape(unit, (rows, t)), jnp.int32)
   there = np.zeros((rows, RANKS + 1), np.float32)
   for r, t in np.argwhere(np.asarray(batch.mask)):
     there[r, unit[r, t]] = 1
@@ -212,28 +213,6 @@ def test_a_hit_changes_no_reward_of_a_later_rank(kind):
     new = np.asarray(ranking.rank_rewards(jnp.asarray(other), kind))
     np.testing.assert_allclose(new[j + 1 :], base[j + 1 :], atol=1e-6)
     assert abs(new[j] - base[j]) > 1e-3
-
-
-def test_hits_recall_and_ndcg_equal_loops_and_a_duplicate_scores_once():
-  rng = np.random.default_rng(8)
-  items, wanted = rng.integers(-1, 8, (20, 5)), rng.uniform(size=(20, 7)) < 0.4  # -1, 7: no item
-  wanted[0] = False
-  rel = ranking.hits(jnp.asarray(items), jnp.asarray(wanted))
-  number = jnp.asarray(wanted.sum(1))
-  recall, ndcg = ranking.recall(rel, number, 3), ranking.ndcg(rel, number, 3)
-  for row in range(20):
-    left = set(np.flatnonzero(wanted[row]))
-    total, got = len(left), []
-    for x in items[row]:
-      got.append(float(x in left))
-      left.discard(x)
-    np.testing.assert_array_equal(rel[row], got)
-    gain = sum(h / math.log2(k + 2) for k, h in enumerate(got[:3]))
-    best = sum(1 / math.log2(k + 2) for k in range(min(total, 3)))
-    assert float(recall[row]) == pytest.approx(sum(got[:3]) / total if total else 0)
-    assert float(ndcg[row]) == pytest.approx(gain / best if total else 0, rel=1e-6)
-  twice = ranking.hits(jnp.asarray([2, 2, 0]), jnp.asarray([True, False, True]))
-  np.testing.assert_array_equal(twice, [1, 0, 1])
 
 
 @pytest.mark.parametrize(
