@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def pair_loss(
+def info_nce(
   q: Float[Array, "B E"], k: Float[Array, "B E"], w: Float[Array, "E E"]
 ) -> Float[Array, ""]:
   """L_con = CE(Q_1 W K_2^T) / 2 + CE(Q_2 W K_1^T) / 2, label i for row i; mean over rows, in nats.

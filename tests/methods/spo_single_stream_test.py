@@ -90,7 +90,7 @@ def test_beta_update_equals_the_moving_average_to_1e_7_for_any_reward():
       one = problem(0, n=1)
       one.alive[:] = True
       visited = visit(one, [0])
-      tracker = trackers.observe(tracker, visited, jnp.full((1, 1), r), jnp.full(1, rho))
+      tracker = trackers.visited(tracker, visited, jnp.full((1, 1), r), jnp.full(1, rho))
       value += (r - value) / (rho * count + 1)
       count = rho * count + 1
       np.testing.assert_allclose([tracker.value[0], tracker.count[0]], [value, count], rtol=1e-7)
@@ -103,7 +103,7 @@ def seen(tracker, rewards, rho):
   rollouts, rho = visit(one, [0]), jnp.full(1, rho, jnp.float32)
 
   def step(tracker, r):
-    return trackers.observe(tracker, rollouts, jnp.full((1, 1), r), rho), None
+    return trackers.visited(tracker, rollouts, jnp.full((1, 1), r), rho), None
 
   return jax.lax.scan(step, tracker, jnp.asarray(rewards, jnp.float32))[0]
 

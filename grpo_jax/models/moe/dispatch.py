@@ -36,10 +36,10 @@ DEFAULT = {"tpu": "ragged"}  # elsewhere blocks
 def init(key: Array, experts: int, width: int, hidden: int, out: int) -> Experts:
   keys = jax.random.split(key, 4)
   return {
-    "up": gates.uniform(keys[0], (experts, width, hidden), width),
-    "up_bias": gates.uniform(keys[1], (experts, hidden), width),
-    "down": gates.uniform(keys[2], (experts, hidden, out), hidden),
-    "down_bias": gates.uniform(keys[3], (experts, out), hidden),
+    "up": gates.uniform_weights(keys[0], (experts, width, hidden), width),
+    "up_bias": gates.uniform_weights(keys[1], (experts, hidden), width),
+    "down": gates.uniform_weights(keys[2], (experts, hidden, out), hidden),
+    "down_bias": gates.uniform_weights(keys[3], (experts, out), hidden),
   }
 
 
@@ -66,7 +66,7 @@ def run(
 
 def dense(params: Experts, u, expert, weight, act: Act) -> Float[Array, "N o"]:
   experts, width, hidden = params["up"].shape
-  share = gates.spread(expert, weight, experts)  # [N, E]
+  share = gates.placed(expert, weight, experts)  # [N, E]
   up = params["up"].transpose(1, 0, 2).reshape(width, experts * hidden)
   x = act(u @ up + params["up_bias"].reshape(1, -1)).reshape(-1, experts, hidden)
   x = (x * share[..., None]).reshape(-1, experts * hidden)
