@@ -22,9 +22,9 @@ _STRETCH = 250  # supervised steps between two measurements
 _DONE = 0.99  # of the best: nothing is left to learn
 
 
-def plan_of(world: World, settings, **changes) -> fused.Plan:
+def plan_of(world: World, settings, **changes) -> fused.Sizes:
   s = settings
-  plan = fused.Plan(
+  plan = fused.Sizes(
     updates=s.updates,
     prompts=s.prompts,
     group=s.group,
