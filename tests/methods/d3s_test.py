@@ -1,4 +1,4 @@
-"""D3S against its card in float64 loops, its selection against all subsets, its invariants."""
+"""D3S against its formulas in float64 loops, its selection against all subsets, its invariants."""
 
 import itertools
 import math
@@ -85,7 +85,7 @@ def transcription(p, logp, frozen, *, share, percent, scope, by, over_all, beta=
     ({"samples": (0.7, 0.5), "tokens": (40.0, 20.0), "ratio": "sequence"}, 9),
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, step):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, step):
   total_steps = 4
   first = {"samples": (0.25, 0.75), "tokens": (10.0, 30.0)} | kwargs
   progress = min(step / total_steps, 1)

@@ -1,4 +1,4 @@
-"""GTPO against its card in float64 loops; conflict runs as sets; its invariants."""
+"""GTPO against its formulas in float64 loops; conflict runs as sets; its invariants."""
 
 import math
 
@@ -31,7 +31,7 @@ def texts(*completions, reward):
 
 
 def runs_by_sets(strings, adv):
-  """(forward, backward) as lists of booleans, from the card's definition."""
+  """(forward, backward) as lists of booleans, from the definition."""
 
   def forward(strings):
     out = []
@@ -95,7 +95,7 @@ def transcription(p, logp, frozen, *, gamma, limit, starts=True, conflict=True, 
     ({"gamma": 0.0, "entropy_limit": 5.0, "conflicts": False}, 2),
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, alphabet):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, alphabet):
   for seed in (0, 1, 2):
     p, q = (
       problems.ragged(seed, n=4, g=4, t=5, dead=0.15, holes=0.15, dtype=d)

@@ -1,4 +1,4 @@
-"""HPT against its card in float64 loops; the estimator's table row by row; its gates."""
+"""HPT against its formulas in float64 loops; the estimator's table row by row; its gates."""
 
 import math
 
@@ -29,7 +29,7 @@ def correct(p, i, j):
 
 
 def transcription(p, logp, *, coefficients, c_sft, beta, tokens_mean):
-  """L of the card; coefficients(solved, n) -> (alpha, beta) of a question."""
+  """L of the paper; coefficients(solved, n) -> (alpha, beta) of a question."""
   here = set(rollouts(p))
   questions = {i for i, _ in here}
   rl, sft, kept, shown = 0.0, 0.0, [], 0
@@ -72,7 +72,7 @@ TABLE = ((0.0, 1.0), (0.125, 0.5), (0.5, 0.125), (1.0, 0.0), (1.0, 0.0))
     ({"table": TABLE, "beta_entropy": 0.1}, lambda solved, n: TABLE[solved]),
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, coefficients):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, coefficients):
   for seed in (0, 1, 2):
     p, q = (problem(seed, d, dead=0.2, holes=0.15) for d in (np.float32, np.float64))
     method = methods.get("hpt_unified", max_tokens=9, **kwargs)

@@ -1,4 +1,4 @@
-"""Kimi k1.5 against its card in float64 loops; the squared surrogate; length reward; sampling."""
+"""Kimi k1.5 against its formulas in float64 loops; squared surrogate; length reward; sampling."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from grpo_jax.types import Fwd, Now, Rollouts, rows_of
 
 
 def short(lengths, right):
-  """The card's length reward of one group."""
+  """The length reward of one group."""
   low, high = min(lengths), max(lengths)
   if low == high:
     return [0.0] * len(lengths)
@@ -63,7 +63,7 @@ def transcription(p, logp, *, tau, w, kind, by_mean=False, negatives=True):
     {"tau": 0.3, "length_warmup": 1},  # at step 0: none yet
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs):
   by_mean = kwargs.get("length_normalize", False)
   w = 0.0 if kwargs.get("length_warmup") else kwargs.get("length_weight", 0.5)
   for seed in (0, 1, 2):
@@ -163,11 +163,11 @@ def test_exact_surrogate_is_least_at_pi_exp_r_over_tau():
 def test_log_z_baseline_tends_to_the_mean_and_is_exactly_0_for_equal_rewards():
   reward = jnp.asarray([[1.0, 0.0, 0.25, jnp.nan], [0.7, 0.7, 0.7, 0.7]])
   alive = jnp.asarray([[True, True, True, False], [True] * 4])
-  found = np.asarray(log_partition.center(reward, alive, 1000.0))
+  found = np.asarray(log_partition.center_by_log_z(reward, alive, 1000.0))
   expected = np.asarray([1.0, 0.0, 0.25]) - 1.25 / 3
   np.testing.assert_allclose(found[0, :3], expected, atol=1e-3)
   assert (found[1] == 0).all() and found[0, 3] == 0
-  sharp = np.asarray(log_partition.center(reward, alive, 1e-3))
+  sharp = np.asarray(log_partition.center_by_log_z(reward, alive, 1e-3))
   np.testing.assert_allclose(sharp[0, 0], 1e-3 * math.log(3), rtol=1e-3)
 
 
@@ -196,7 +196,7 @@ def test_a_response_of_several_units_is_one_sum():
 # ---- length reward -------------------------------------------------------------------------------
 
 
-def test_length_reward_equals_the_card_and_its_bounds():
+def test_length_reward_equals_the_formula_and_its_bounds():
   rng = np.random.default_rng(0)
   length = rng.integers(1, 9, (6, 5))
   length[0] = 4  # all equal

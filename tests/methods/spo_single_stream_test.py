@@ -1,4 +1,4 @@
-"""Single-stream SPO against its card in float64 loops, and the invariants of its tracker."""
+"""Single-stream SPO against its formulas in float64 loops, and the invariants of its tracker."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ def now(drift=None):
   return Now(metrics=metrics, step=jnp.int32(0))
 
 
-def loss_by_card(p, prompt, table, logp, whiten=True):
-  """The card's loss; table: prompt id -> [alpha, beta]."""
+def loss_by_loops(p, prompt, table, logp, whiten=True):
+  """The paper's loss; table: prompt id -> [alpha, beta]."""
   raw = {}
   for i, j in np.ndindex(*p.reward.shape):
     if p.alive[i, j]:
@@ -49,7 +49,7 @@ def loss_by_card(p, prompt, table, logp, whiten=True):
   return mean(terms)
 
 
-def remember_by_card(p, prompt, table, drift):
+def remember_by_loops(p, prompt, table, drift):
   for q in set(prompt):
     mine = [(i, j) for i, j in np.ndindex(*p.reward.shape) if prompt[i] == q and p.alive[i, j]]
     if mine:
@@ -60,7 +60,7 @@ def remember_by_card(p, prompt, table, drift):
 
 
 @pytest.mark.parametrize(("g", "whiten"), [(1, True), (2, True), (1, False)])
-def test_three_steps_equal_the_card_in_loops_in_value_gradient_and_tracker(g, whiten):
+def test_three_steps_equal_the_formulas_in_loops_in_value_gradient_and_tracker(g, whiten):
   method, step = problems.compiled("spo_single_stream", whiten=whiten)
   state, table = method.init(Q), {q: [0.5, 0.5] for q in range(Q)}
   for seed in range(3):
@@ -68,15 +68,15 @@ def test_three_steps_equal_the_card_in_loops_in_value_gradient_and_tracker(g, wh
     prompt = np.random.default_rng(seed).permutation(Q)[: len(p.reward)]
     batch, fwd, place = problems.lay_out(p, "flat")[1:]
     _, loss, grad = step(state, visit(p, prompt), batch, fwd)
-    by_card = lambda x: loss_by_card(wide, prompt, table, x, whiten)  # noqa: B023
-    np.testing.assert_allclose(loss, by_card(wide.fields["logp"]), rtol=2e-5, atol=1e-6)
-    expected = difference(by_card, wide.fields["logp"])
+    by_loops = lambda x: loss_by_loops(wide, prompt, table, x, whiten)  # noqa: B023
+    np.testing.assert_allclose(loss, by_loops(wide.fields["logp"]), rtol=2e-5, atol=1e-6)
+    expected = difference(by_loops, wide.fields["logp"])
     assert np.abs(expected).max() > 1e-3
     found = np.where(p.trained, np.asarray(grad)[place], 0)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-6)
     drift = np.random.default_rng([seed, 3]).uniform(0, 0.02, len(prompt))
     state = jax.jit(method.remember)(state, visit(p, prompt), batch, now(drift))
-    remember_by_card(wide, prompt, table, drift)
+    remember_by_loops(wide, prompt, table, drift)
     both = np.stack([state.alpha, state.beta], axis=1)
     np.testing.assert_allclose(both, [table[q] for q in range(Q)], rtol=1e-6)
 
@@ -90,7 +90,7 @@ def test_beta_update_equals_the_moving_average_to_1e_7_for_any_reward():
       one = problem(0, n=1)
       one.alive[:] = True
       visited = visit(one, [0])
-      tracker = trackers.observe(tracker, visited, jnp.full((1, 1), r), jnp.full(1, rho))
+      tracker = trackers.visited(tracker, visited, jnp.full((1, 1), r), jnp.full(1, rho))
       value += (r - value) / (rho * count + 1)
       count = rho * count + 1
       np.testing.assert_allclose([tracker.value[0], tracker.count[0]], [value, count], rtol=1e-7)
@@ -103,7 +103,7 @@ def seen(tracker, rewards, rho):
   rollouts, rho = visit(one, [0]), jnp.full(1, rho, jnp.float32)
 
   def step(tracker, r):
-    return trackers.observe(tracker, rollouts, jnp.full((1, 1), r), rho), None
+    return trackers.visited(tracker, rollouts, jnp.full((1, 1), r), rho), None
 
   return jax.lax.scan(step, tracker, jnp.asarray(rewards, jnp.float32))[0]
 

@@ -1,4 +1,4 @@
-"""Experts: dispatch against float64 numpy, gates and losses against what cards 04 and 57 say."""
+"""Experts: dispatch against float64 numpy, gates and losses against what papers 04 and 57 say."""
 
 import functools
 import math
@@ -147,13 +147,13 @@ def test_bias_changes_the_choice_and_no_weight():
 
 def test_a_constant_on_all_logits_changes_nothing():
   z = np.random.default_rng(4).normal(size=(10, 5)).astype(np.float32)
-  a, b = moe_gates.choose(z, 2), moe_gates.choose(z + 7, 2)
+  a, b = moe_gates.top_experts(z, 2), moe_gates.top_experts(z + 7, 2)
   np.testing.assert_array_equal(a, b)
   np.testing.assert_allclose(moe_gates.weigh(z, a), moe_gates.weigh(z + 7, a), atol=1e-6)
 
 
 def test_of_equal_logits_the_first_count():
-  np.testing.assert_array_equal(moe_gates.choose(jnp.zeros((1, 4)), 2), [[0, 1]])
+  np.testing.assert_array_equal(moe_gates.top_experts(jnp.zeros((1, 4)), 2), [[0, 1]])
 
 
 def test_a_whole_layer_split_over_devices_gives_what_one_device_gives():
@@ -254,7 +254,7 @@ def test_key_gate_has_no_gradient_and_the_task_gate_has():
     half, slow = params["layers"]["0"]["moe"], params["key_gate"]["0"]
     y, seen = moe.apply(CONFIG, half, u, act=ACT, key_gate=slow)
     r = seen.routes
-    return jnp.sum(y**2) + contrastive.pair_loss(r["q"], r["k"], r["contrast"])
+    return jnp.sum(y**2) + contrastive.info_nce(r["q"], r["k"], r["contrast"])
 
   grads = jit(jax.grad(loss))(whole() | {"scale": jnp.float32(1)})
   assert not any(np.any(g) for g in jax.tree.leaves(grads["key_gate"]))

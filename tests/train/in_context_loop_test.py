@@ -95,7 +95,7 @@ def test_contexts_are_shuffled_where_order_says_nothing_and_kept_where_it_does()
 
 
 def test_counting_labels_by_context_approaches_the_posterior_over_two_tasks():
-  """Card 27's invariant: a table fitted to the data of DPT is P(best arm | D)."""
+  """Paper 27's invariant: a table fitted to the data of DPT is P(best arm | D)."""
   means = np.asarray([[0.9, 0.2], [0.3, 0.6]])
   arms = contextual.get("bandit", arms=2, steps=2, reward="bernoulli")
   which = lambda key: jax.random.bernoulli(key).astype(jnp.int32)

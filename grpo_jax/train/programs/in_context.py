@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from grpo_jax.core.contrastive import pair_loss
+from grpo_jax.core.contrastive import info_nce
 from grpo_jax.errors import UserError
 from grpo_jax.models.in_context import transformer as model
 from grpo_jax.models.moe import layer as moe
@@ -192,7 +192,7 @@ def make_forward(layout: Layout, config, key: Array | None, pairs: bool = False)
     out = model.apply(config, params, batch.extra["x"], position=position, key=key)
     aux = dict(out.aux)
     if pairs and "k" in out.routes:
-      each = jax.vmap(pair_loss)(*(out.routes[name] for name in ("q", "k", "contrast")))
+      each = jax.vmap(info_nce)(*(out.routes[name] for name in ("q", "k", "contrast")))
       aux["contrast"] = jnp.sum(each)
     if layout.family.continuous:
       error = jnp.tanh(out.outputs) - batch.extra["label"]
