@@ -5,9 +5,10 @@
   python -m experiments.compare --config=configs/arena.py:debug            (under a minute)
 
 An arm is {method, args, plan, skip}; a world {world, params, plan, skip}; `plan` holds fields of
-train/programs/fused.py: Plan, those of the arm over those of the world over the common ones.
+train/programs/fused.py: Sizes, those of the arm over those of the world over the common ones.
 Learning rates are chosen for each arm and world from `lrs` on `tune_seeds` seeds that are not
-reported.
+reported. Problems are split by number and not by prompt, as in the published results (one of the
+worlds has a single prompt): read its accuracies as those on training problems.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
       "prompts": 32,
       "group": 8,
       "heldout": 256,
+      "split": "id",
       "eval_temperature": 1.0,
       "warm_steps": 600,
       "warm_until": 0.3,

@@ -4,9 +4,9 @@
   python -m experiments.train --config=configs/cartpole.py:debug         (seconds)
   python -m experiments.train --config=configs/cartpole.py --config.env=Acrobot-v1
 
-`env` is a registered name of gymnax; `plan` holds fields of train/programs/control.py: Plan. PPO as
-usual for CartPole: two tanh layers of 64, 512 steps an update, 4 epochs, gamma 0.99, lambda 0.95,
-clip 0.2, entropy 0.01, annealed rate. Mini-batches are whole rows, so there are 16 short ones
+`env` is a registered name of gymnax; `plan` holds fields of train/programs/control.py: Sizes. PPO
+as usual for CartPole: two tanh layers of 64, 512 steps an update, 4 epochs, gamma 0.99, lambda
+0.95, clip 0.2, entropy 0.01, annealed rate. Mini-batches are whole rows, so there are 16 short ones
 and 2 mini-batches, at twice the learning rate that 4 environments and 4 mini-batches usually get.
 """
 

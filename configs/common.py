@@ -44,6 +44,9 @@ def base() -> Any:
       "max_new_tokens": 64,
       "max_prompt_tokens": 512,
       "stop": (),  # texts that end an answer, beside the model's eos; empty: the data's own
+      "units": 1,  # lines, turns or other units of an answer that get an advantage each, at most
+      "cut": "",  # the text that ends a unit: "\n" for lines
+      "gold": " {answer}",  # what a right last turn says, for methods that read beliefs
       "slots": 0,  # completions of a prompt that decode at once; 0: all of them
       "share_start": True,  # compute the text that all prompts begin with once
     }

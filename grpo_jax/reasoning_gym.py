@@ -13,7 +13,7 @@ import types
 import warnings
 
 from grpo_jax.errors import UserError
-from grpo_jax.names import check_keys, unknown
+from grpo_jax.names import check_keys, one_of, unknown
 
 
 @contextlib.contextmanager
@@ -86,8 +86,7 @@ def gym_classes(name: str):
       import reasoning_gym.factory
 
       known = reasoning_gym.factory.DATASETS
-      if name not in known:
-        raise unknown("data.mix.name", name, known)
+      one_of("data.mix.name", name, known)
       classes = known[name]
   return classes
 

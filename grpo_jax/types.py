@@ -10,10 +10,13 @@ holds one number a token. Two hops join them: token -> unit (`Batch.unit`, insid
 unit -> rollout (`Batch.owner`, a flat index into [N, G]). So a row may be one rollout, several
 rows may be one rollout (turns, summaries) and several rollouts may share a row (packing).
 
-A policy-optimization method is a `Method`: a frozen record of pure functions of these arrays.
+A policy-optimization method is a `Method`: a frozen record of pure functions of these arrays. How
+it wants rollouts sampled is a `Plan`, a file of rollout/; what else it reads is a list of `needs`,
+rows of train/supply.py.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, dataclass_transform
 
@@ -59,6 +62,7 @@ class Rollouts(Record):
   parent: Int[Array, "N G"] | None = None  # tree rollouts: index of the parent, -1 = the prompt
   depth: Int[Array, "N G"] | None = None
   given: Bool[Array, "N G"] | None = None  # a demonstration of the data; None: all are sampled
+  step: Int[Array, ""] | None = None  # updates made before this batch; loops set it for `credit`
 
 
 @record
@@ -91,15 +95,18 @@ class Batch(Record):
 
 @record
 class Credit(Record):
-  """What a method decides from data alone, before the batch is cut into micro-batches.
+  """What a method decides from data alone, once a batch, before it is cut into pieces.
 
   `weight` carries every mask, selection, aggregation and denominator: a loss is
-  sum(weight * term), so the gradient does not depend on how the batch is cut.
+  sum(weight * term), so the gradient does not depend on how the batch is cut. A mini-batch takes
+  its rows; `weight` and `weights` are then times the number of mini-batches, so that their
+  denominators count a mini-batch's share of the whole.
   """
 
   adv: Float[Array, "R U"]
   weight: Float[Array, "R T"]
   adv_token: Float[Array, "R T"] | None = None  # one a token, where given instead of adv (GAE)
+  weights: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # [R, ...]: of other terms
   extra: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # [R, ...]: value targets
 
 
@@ -129,13 +136,32 @@ class TrainState(Record):
   opt_state: Any
   method_state: Any
   step: Int[Array, ""]
+  store: Any = ()  # what needs keep of rollouts, by need (train/supply.py)
 
 
 # ---- plans: frozen data that rollout/ interprets -------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Flat:
+class Plan:
+  """How to sample. A plan is a class here or in a paper's file, and one file of rollout/ of its
+  name in lower case, which plays it: see rollout/plans.py."""
+
+  def rollouts(self, group: int) -> int:
+    """G: rollouts a prompt, where the config asks for `group`."""
+    return group
+
+  def rows(self, group: int) -> int:
+    """Rows of the batch a prompt."""
+    return self.rollouts(group)
+
+  def prompts(self, count: int) -> int:
+    """How many problems are drawn for a batch of `count` prompts."""
+    return count
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat(Plan):
   """G independent completions a prompt.
 
   `resample` > 0: dynamic sampling. Groups whose rewards are all equal are replaced by those of
@@ -149,9 +175,15 @@ class Flat:
   resample: int = 0
   demonstrate: bool = False
 
+  def rollouts(self, group: int) -> int:
+    return group + self.demonstrate
+
+  def prompts(self, count: int) -> int:
+    return count * (1 + self.resample)
+
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class Tree(Plan):
   """Rollouts that branch: a node is a rollout, its own tokens only, `nodes` of them a prompt.
 
   The prompt has branching[0] children, an unfinished node of depth d branching[d + 1]. A node is
@@ -173,9 +205,18 @@ class Tree:
       total += width
     return total
 
+  def rollouts(self, group: int) -> int:
+    del group
+    return self.nodes
+
+  def rows(self, group: int) -> int:
+    """A row a path to the deepest level."""
+    del group
+    return math.prod(self.branching)
+
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Chain(Plan):
   """G completions a prompt, cut into segments whose starts are valued by sampling on from there.
 
   A segment begins at the first token of probability below `cut` and at every `interval`-th such
@@ -189,8 +230,15 @@ class Chain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
-  """No sampling: completions come from the data set (demonstrations, preference pairs)."""
+class Fixed(Plan):
+  """No sampling: `completions` of a prompt come from the data set: 1 a demonstration, 2 a pair of
+  which the first is the chosen one."""
+
+  completions: int = 1
+
+  def rollouts(self, group: int) -> int:
+    del group
+    return self.completions
 
 
 # ---- the method ----------------------------------------------------------------------------------
@@ -218,11 +266,8 @@ class Method:
   weigh(state) -> f32[Q]                          sampling weights of the prompts; None = uniform
   remember(state, rollouts, batch, now) -> state  after the update
   plan                                            how to sample: frozen data for rollout/
-  needs                                           extra arrays the method reads: "logp_old", "ref",
-                                                  "entropy", "value", "entropy_old" (into Batch),
-                                                  "unit_reward" (into Batch), "parent" (into
-                                                  Rollouts), "answer_logp" and "bootstrap" (into
-                                                  Batch.extra), "drift" (into Now.metrics)
+  needs                                           what else the method reads, by the names in
+                                                  train/supply.py, which says where it is put
   reduces_to                                      (name, kwargs, own kwargs): the method it equals
                                                   under those settings; checked by the shared suite
   whole_groups                                    True if the rollouts of a prompt must share a
@@ -238,7 +283,7 @@ class Method:
   init: Callable[[int], Any] = _no_state
   weigh: Callable[[Any], Array] | None = None
   remember: Callable[[Any, Rollouts, Batch, Now], Any] = _keep_state
-  plan: Flat | Fixed | Tree | Chain = Flat()
+  plan: Plan = Flat()
   needs: tuple[str, ...] = ()
   reduces_to: tuple[str, dict, dict] | None = None
   whole_groups: bool = False

@@ -18,13 +18,10 @@ from grpo_jax import data, methods, sharding
 from grpo_jax.train import setup
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common",))
-CONFIGS.remove("__init__")
-CONFIGS.remove("arena")  # of experiments.compare: tests/experiments/compare_test.py
-CONFIGS.remove("cartpole")  # of the loop "control": tests/train/control_test.py
-CONFIGS.remove("dpt")  # of the loop "in_context": tests/train/in_context_loop_test.py
-CONFIGS.remove("t2mir")
-CONFIGS.remove("evolve_bandits")  # tests/systems/evolve_bandits_training_test.py
+LANGUAGE = ("llm", "offline")  # loops with the fields of common.base(); others have their own tests
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem[0] != "_")
+CONFIGS.remove("common")
+CONFIGS = [c for c in CONFIGS if cli.load_config(f"configs/{c}.py")[0].get("loop") in LANGUAGE]
 VARIANTS = {"base_methods": tuple(base_methods.ARGS)}  # names that may stand before ",debug"
 SPECS = [
   f"configs/{name}.py" + (f":{variant}" if variant else "")

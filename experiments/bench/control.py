@@ -57,7 +57,7 @@ def programs(a) -> dict:
 
   def ours(**changes):
     fields = {**c.plan.to_dict(), "updates": a.updates, "eval_every": 0, "eval_episodes": 1}
-    run = control.make_run(env, method, control.Plan(**{**fields, **changes}))
+    run = control.make_run(env, method, control.Sizes(**{**fields, **changes}))
 
     def measured(seed):
       curves = run(seed)[1]

@@ -6,6 +6,7 @@ prompt is token ids and the reward is a function of ids, as for the peers.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from types import SimpleNamespace
@@ -19,9 +20,10 @@ from experiments.bench.compiled import config_of
 from grpo_jax import methods, sharding
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout import flat
 from grpo_jax.rollout.choose import Choice
-from grpo_jax.rollout.collect import Sampling, collect
-from grpo_jax.train.update import init_state, make_update
+from grpo_jax.rollout.collect import Ask, Sampling
+from grpo_jax.train.update import credit_of, init_state, make_update
 from grpo_jax.types import Flat
 
 
@@ -90,6 +92,7 @@ def main(argv: list[str] | None = None) -> dict:
     seed=0,
     mesh=mesh,
   )
+  credit = jax.jit(functools.partial(credit_of, method))
   update = make_update(method, policy.make_forward(config), tx)
   rng = np.random.default_rng(0)
   problems = [
@@ -102,12 +105,13 @@ def main(argv: list[str] | None = None) -> dict:
   clock, gap, tokens = record.Clock(), 0.0, 0
   clock.tick()
   for step in range(a.warmup + a.steps):
-    got = collect(sampling, state.params, MeanId(a.vocab), draw, a.prompts, step, Flat())
+    got = flat.collect(Flat(), Ask(sampling, state.params, MeanId(a.vocab), draw, a.prompts, step))
     clock.add("generate", got.seconds["sample"])
     started = time.perf_counter()
     batch = sharding.put(got.batch, sharding.rows(mesh))
     rollouts = sharding.put(got.rollouts, sharding.replicated(mesh))
-    state, metrics, _ = update(state, rollouts, batch, jax.random.key(step))
+    made = credit(state.method_state, state.step, rollouts, batch)
+    state, metrics, _ = update(state, rollouts, batch, made, jax.random.key(step))
     jax.block_until_ready(state)
     clock.add("update", time.perf_counter() - started)
     clock.tick()

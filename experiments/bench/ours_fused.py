@@ -54,7 +54,7 @@ def timed(run, seed: int) -> tuple[float, float, float, fused.Curves]:
 def main(argv: list[str] | None = None) -> dict:
   a = record.arguments(argv, ("runs", 3))
   config = model_config(a)
-  plan = fused.Plan(
+  plan = fused.Sizes(
     updates=a.steps, eval_every=a.steps, prompts=a.prompts, group=a.group, lr=LR, heldout=256
   )
   start = time.perf_counter()

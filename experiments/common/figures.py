@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.common import statements
+from experiments.common import first_protocol as statements
 from experiments.common.cli import command
 from grpo_jax.names import unknown
 from grpo_jax.run import atomic
@@ -84,3 +84,33 @@ def finish(axes, title: str, bottom: float | None = 0) -> None:
   axes.set_ylim(bottom=bottom)
   axes.spines[["top", "right"]].set_visible(False)
   axes.legend(frameon=False, fontsize=8)
+
+
+def study(curves: dict, effect: dict, dial: str, path: Path) -> None:
+  """A panel a setting and measure, an arm a line with the interval of its mean; the last panel is
+  main minus baseline against the dial. Needs matplotlib."""
+  count = len(curves) + 1
+  wide = min(4, count)
+  if (found := figure(3.4 * wide, 2.6 * -(-count // wide))) is None:
+    return
+  axes = list(np.atleast_1d(found.subplots(-(-count // wide), wide)).flat)
+  for axis in axes[count:]:
+    axis.axis("off")
+  for (name, arms), axis in zip(curves.items(), axes, strict=False):
+    for i, (arm, c) in enumerate(arms.items()):
+      style = {"color": f"C{i % 10}", "marker": "." if len(c["steps"]) == 1 else ""}
+      axis.plot(c["steps"], c["value"], label=arm, **style)
+      if None not in (*c["low"], *c["high"]):
+        axis.fill_between(c["steps"], c["low"], c["high"], color=style["color"], alpha=0.12, lw=0)
+    finish(axis, name, None)
+  last = axes[count - 1]
+  shown = [s for s in effect if "low" in effect[s]]
+  for i, s in enumerate(effect):
+    e = effect[s]
+    last.plot([i], [e["difference"]], "o", color="C0") if "difference" in e else None
+    last.plot([i, i], [e["low"], e["high"]], "-", color="C0") if s in shown else None
+  last.axhline(0, color="0.6", lw=0.8)
+  last.set_xticks(range(len(effect)), list(effect), fontsize=8)
+  last.set_title(f"effect against {dial}: main - baseline", fontsize=9, loc="left")
+  last.spines[["top", "right"]].set_visible(False)
+  found.savefig(path, dpi=70)

@@ -1,7 +1,7 @@
 """D3S (card 05) on countdown: which rollouts and tokens are trained, at equal sampling."""
 
-from experiments.common import study
-from experiments.common.statements import more, not_less
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more, not_less
 
 CLAIM = (
   "Training on the rollouts of the largest variance of advantages and in them on the tokens of the "

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.statements import Statement, more, not_less
+from experiments.common.first_protocol import Statement, more, not_less
 
 CLAIM = (
   "A transformer trained to predict the optimal action from contexts of any behaviour explores in "

@@ -7,7 +7,7 @@ guidance and examples is tested for ours as is.
 
 import numpy as np
 
-from experiments.common.statements import Statement, more, not_less
+from experiments.common.first_protocol import Statement, more, not_less
 from grpo_jax.systems.evolve_bandits.games import Games
 
 CLAIM = {

@@ -1,7 +1,7 @@
 """GTPO (card 75): answers of fixed form, `= number .`, at a learning rate that GRPO takes badly."""
 
-from experiments.common import study
-from experiments.common.statements import more, not_less
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more, not_less
 
 CLAIM = (
   "With a learning rate that is high for GRPO, GRPO also unlearns the form that right and wrong "

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from experiments.common import study
-from experiments.common.statements import more, not_less
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more, not_less
 from grpo_jax import envs
 from grpo_jax.envs.world import PAD
 from grpo_jax.train.programs import fused
@@ -75,7 +75,7 @@ def probe(cell):
   """The share of the demonstrations' style on easy prompts, at the end."""
   del cell
   world = _easy()
-  plan = fused.Plan(heldout=512, eval_temperature=1.0)
+  plan = fused.Sizes(heldout=512, eval_temperature=1.0)
   evaluate = jax.jit(fused.make_evaluate(world, fused.tiny_config(world.vocab), plan))
   styled = world.parts.index("styled")
   return lambda state, start, seed: {"style": evaluate(state.params).parts[styled]}

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from experiments.common import study
-from experiments.common.statements import more, not_less
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more, not_less
 from grpo_jax import envs
 from grpo_jax.envs.world import PAD, STOP
 
@@ -44,6 +44,7 @@ def get_config(variant: str = ""):
       "prompts": 16,
       "group": 8,
       "heldout": 256,
+      "split": "id",
       "eval_temperature": 1.0,
       "warm_steps": 500,
       "warm_until": 0.3,

@@ -1,7 +1,7 @@
 """Rank-GRPO (card 58) against GRPO on lists of 8 out of 16 items, one update a batch."""
 
-from experiments.common import study
-from experiments.common.statements import more
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more
 
 CLAIM = (
   "Credit by rank, with the relevance of the own rank only (exp-infinity) and every rank weighing "

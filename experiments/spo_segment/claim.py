@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import study
-from experiments.common.statements import more
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more
 from experiments.spo_segment import exact
 from grpo_jax import envs, methods
 from grpo_jax.models import policy
-from grpo_jax.train.programs import draw, fused
+from grpo_jax.rollout import plans
+from grpo_jax.train.programs import fused
 
 CLAIM = (
   "Advantages of segments, by Monte Carlo values at their borders (chain) or by branching (tree), "
@@ -70,7 +71,7 @@ def probe(cell):
   method = methods.get(cell.spec["method"], **cell.spec["args"])
   config = fused.tiny_config(world.vocab)
   forward = policy.make_forward(config, chunk=0)
-  sample = draw.make_draw(world, config, method.plan, max(cell.spec["plan"]["group"], 4))
+  group, play = max(cell.spec["plan"]["group"], 4), plans.of(method.plan).play
   problems = world.problems(0, jnp.arange(_PROBLEMS))
   repeats = 8
 
@@ -78,7 +79,8 @@ def probe(cell):
   def credited(params, seed):
     ids = jnp.repeat(jnp.arange(_PROBLEMS), repeats)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(13), seed), ids.size)
-    rollouts, batch, _ = sample(params, world.problems(0, ids), ids, keys)
+    game = plans.Game(world, config, params, world.problems(0, ids), ids, keys, group, ids.size)
+    rollouts, batch, *_ = play(method.plan, game)
     batch = batch.replace(logp_old=forward(params, batch).logp)
     credit = method.credit((), rollouts, batch)
     adv = jnp.take_along_axis(credit.adv, batch.unit, axis=1)

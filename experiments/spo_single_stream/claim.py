@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.common import study
-from experiments.common.statements import more, not_less
+from experiments.common import first_protocol as study
+from experiments.common.first_protocol import more, not_less
 from grpo_jax import envs, methods
 from grpo_jax.models import policy
 from grpo_jax.rollout import play

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.statements import Statement, more
+from experiments.common.first_protocol import Statement, more
 
 CLAIM = (
   "In an in-context learner of Point-Robot, token-wise and task-wise experts side by side give a "

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import histories
 from experiments.common import figures as in_context
-from experiments.common.statements import Statement, more
+from experiments.common.first_protocol import Statement, more
 
 HERE = Path(__file__).parent
 ARMS = ("full", "dense")

@@ -141,7 +141,7 @@ def measure(c, workdir: Path) -> dict:
   from grpo_jax.run.checkpoint import Checkpoints
   from grpo_jax.train import in_context as in_context_loop
   from grpo_jax.train.programs import in_context
-  from grpo_jax.train.programs.fused import over_seeds
+  from grpo_jax.train.programs.seeds import over_seeds
 
   layout, method, config, plan = in_context_loop.build(c)
   layout, _, source = in_context_loop.sources(c, layout)

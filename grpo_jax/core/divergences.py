@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from grpo_jax.core import units
 from grpo_jax.core.surrogates import MAX_LOG_RATIO, ratio_of
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Batch, Fwd
 
 ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "rk3")
@@ -30,8 +31,7 @@ ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "rk3")
 
 def check(estimator: str) -> None:
   """Raises UserError for a name that is not in ESTIMATORS."""
-  if estimator not in ESTIMATORS:
-    raise UserError(f"kl={estimator!r} is unknown: use one of {', '.join(ESTIMATORS)}")
+  one_of("kl", estimator, ESTIMATORS)
 
 
 def kl(

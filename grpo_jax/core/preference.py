@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.core import units
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Batch, Rollouts
 
 KINDS = ("sigmoid", "ipo")
@@ -17,8 +18,7 @@ KINDS = ("sigmoid", "ipo")
 
 def check(kind: str) -> None:
   """Raises UserError for a name that is not in KINDS."""
-  if kind not in KINDS:
-    raise UserError(f"kind={kind!r} is unknown: use one of {', '.join(KINDS)}")
+  one_of("kind", kind, KINDS)
 
 
 def usable_pairs(batch: Batch, rollouts: Rollouts) -> Bool[Array, "N 2"]:

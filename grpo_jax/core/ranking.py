@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.core import units
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Batch, Rollouts
 
 REWARDS = ("hit", "dcg", "decay")
@@ -15,8 +15,7 @@ REWARDS = ("hit", "dcg", "decay")
 
 def check(reward: str) -> None:
   """Raises UserError for a name that is not in REWARDS."""
-  if reward not in REWARDS:
-    raise UserError(f"reward={reward!r} is unknown: use one of {', '.join(REWARDS)}")
+  one_of("reward", reward, REWARDS)
 
 
 def hits(items: Int[Array, "*list K"], wanted: Bool[Array, "*list V"]) -> Float[Array, "*list K"]:

@@ -5,13 +5,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.core import units
 from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.types import Batch, Rollouts
 
 
 def check_overlong(max_tokens: int, cache: int) -> None:
   """Raises UserError unless 0 < cache <= max_tokens."""
-  if not 0 < cache <= max_tokens:
-    raise UserError(f"overlong_cache={cache} must be in 1..max_tokens={max_tokens}, in tokens")
+  between("overlong_cache", cache, high=max_tokens, above=0, what="tokens before max_tokens")
 
 
 def soft_overlong(length: Int[Array, "N G"], max_tokens: int, cache: int) -> Float[Array, "N G"]:

@@ -9,19 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from grpo_jax.core import groups
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Rollouts
 
 MODES = ("rloo", "grpo")
-# Means that are equal on paper differ in float32 by their rounding; divided by a deviation made of
-# the same rounding they would become advantages of order one.
-_ROUNDING = 1e-6
 
 
 def check(mode: str) -> None:
   """Raises UserError for a name that is not in MODES."""
-  if mode not in MODES:
-    raise UserError(f"mode={mode!r} is unknown: use one of {', '.join(MODES)}")
+  one_of("mode", mode, MODES)
 
 
 def children(rollouts: Rollouts) -> Bool[Array, "N G G+1"]:
@@ -57,7 +53,9 @@ def edge_advantage(
   spread = jnp.broadcast_to(value[:, :, None], family.shape)
   adv = groups.center(spread, family)
   size = jnp.max(jnp.where(family, jnp.abs(spread), 0), axis=1, keepdims=True)
-  tiny = jnp.max(jnp.abs(adv), axis=1, keepdims=True) <= _ROUNDING * size
+  # Means that are equal on paper: divided by a deviation made of the same rounding, they would
+  # become advantages of order one.
+  tiny = jnp.max(jnp.abs(adv), axis=1, keepdims=True) <= groups.ROUNDING * size
   adv = jnp.where(tiny, 0, adv)
   if mode == "grpo":
     adv = adv / (groups.std(spread, family, ddof=0) + eps)

@@ -5,6 +5,7 @@
   of_owner               f32[N, G] -> f32[R, U]     the value of a unit's rollout, 0 off unit_mask
   by_rollout             f32[R, U] -> f32[N, G]     sum over the units that a rollout owns
   token_owner            i32[R, T]                  both hops at once, -1 off the mask
+  weighted               Batch -> Batch             without the units that no weight falls on
 
 What stands in a slot that the mask excludes, NaN included, reaches neither value nor gradient.
 """
@@ -79,6 +80,16 @@ def token_adv(credit: Credit, batch: Batch) -> Float[Array, "R T"]:
   if credit.adv_token is not None:
     return masked(credit.adv_token, batch)
   return spread(credit.adv, batch)
+
+
+def weighted(batch: Batch, credit: Credit) -> Batch:
+  """The batch with mask 0 on units without any weight, those of dead rollouts among them.
+
+  A loss begins with it: weight 0 times NaN is NaN, while what the mask excludes reaches nothing. A
+  unit of which some tokens have weight stays whole, as its ratio is of all its tokens.
+  """
+  used = pool_sum(credit.weight, batch) > 0
+  return batch.replace(mask=spread(used.astype(batch.mask.dtype), batch))
 
 
 def _to_tokens(x, batch):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from grpo_jax.core import units
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Batch, Rollouts
 
 AGGREGATES = ("rollout_mean", "token_mean", "constant", "rollout_sum", "unit_mean")
@@ -27,10 +27,9 @@ AGGREGATES = ("rollout_mean", "token_mean", "constant", "rollout_sum", "unit_mea
 
 def check(name: str, max_tokens: int | None = None) -> None:
   """Raises UserError for an unknown aggregate, or "constant" without a token budget."""
-  if name not in AGGREGATES:
-    raise UserError(f"aggregate={name!r} is unknown: use one of {', '.join(AGGREGATES)}")
-  if name == "constant" and (max_tokens is None or max_tokens < 1):
-    raise UserError(f"max_tokens={max_tokens} must be the token budget of a completion, at least 1")
+  one_of("aggregate", name, AGGREGATES)
+  if name == "constant":
+    between("max_tokens", max_tokens, 1, what="the token budget of a completion")
 
 
 def drop_truncated(rollouts: Rollouts) -> Bool[Array, "N G"]:

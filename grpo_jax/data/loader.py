@@ -6,7 +6,7 @@ from typing import Any
 from grpo_jax.data import jsonl, prompts, reasoning_gym_task, tfds_source
 from grpo_jax.data.problem import DataSet, Problem, numbered, split
 from grpo_jax.errors import UserError
-from grpo_jax.names import check_keys, unknown
+from grpo_jax.names import check_keys, one_of
 
 _COMMON = {"source": None, "heldout": 256, "seed": 0, "prompt": None}
 _FIELDS = {"needs": ("answer",), "prompt_field": "prompt", "answer_field": "answer"}
@@ -71,8 +71,7 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
   """
   config = _plain(config)
   source = config.get("source", "reasoning_gym")
-  if source not in _SOURCES:
-    raise unknown("data.source", source, _SOURCES)
+  one_of("data.source", source, _SOURCES)
   read, defaults, order = _SOURCES[source]
   check_keys("data", config, _COMMON.keys() | defaults.keys())
   config = _COMMON | defaults | config
@@ -81,6 +80,7 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
       raise UserError(f"data.{field}: expected a count of problems, got {config[field]!r}")
   spec = prompts.PromptSpec.of(config["prompt"])
   train, held, dropped = read(config, spec.shots)
+  train, same = _without_held(train, held, spec)
   shots, train = prompts.draw_shots(train, spec.shots, config["seed"])
   train = numbered(prompts.build(spec, train, shots, render))
   held = numbered(prompts.build(spec, held, shots, render), start=len(train))
@@ -91,9 +91,22 @@ def load(config: dict, render: Callable[[list[dict]], str] | None = None) -> Dat
     stop=spec.stop_text,
     tasks=tuple({str(p.meta["task"]): p.meta["task"] for p in train if "task" in p.meta}.values()),
     shots=tuple(shots),
-    dropped=dropped,
+    dropped=dropped + same,
     order=order,
   )
+
+
+def _without_held(train: list[Problem], held: list[Problem], spec) -> tuple[list[Problem], int]:
+  """(training problems whose prompt is no held-out one's, how many were left out): different
+  questions may read the same once `prompt.question_regex` has cut them."""
+  seen = {prompts.kept(spec, p.question) for p in held}
+  kept = [p for p in train if prompts.kept(spec, p.question) not in seen]
+  if train and not kept:
+    raise UserError(
+      "data.prompt.question_regex: it leaves no training prompt that is not held out; keep more of "
+      "the question, or lower data.heldout"
+    )
+  return kept, len(train) - len(kept)
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from grpo_jax.data.tfds_source import opened, tensorflow_datasets
 from grpo_jax.errors import UserError
-from grpo_jax.names import unknown
+from grpo_jax.names import one_of
 
 NAME = "movielens/1m-ratings"
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
@@ -49,8 +49,7 @@ def load(source: str, films: int, *, path: str | None = None, seed: int = 0) -> 
 
   Raises UserError for another source, a data set that cannot be had and too few films.
   """
-  if source not in ("synthetic", "movielens"):
-    raise unknown("data.source", source, ("synthetic", "movielens"))
+  one_of("data.source", source, ("synthetic", "movielens"))
   if source == "synthetic":
     return synthetic(films, seed=seed)
   return read(prepare() if path is None else path, films, seed=seed)

@@ -33,7 +33,8 @@ class DataSet:
 
   `tasks`: reasoning-gym tasks for the reward processes to load early. `shots`: the solved examples
   of the prompt, which are in neither split. `dropped`: rows left out of the training set because
-  their question is held out. `order`: what shuffles, see `stream.PromptStream`.
+  their question, or the prompt made of it, is held out. `order`: what shuffles, see
+  `stream.PromptStream`.
   """
 
   train: list[Problem]

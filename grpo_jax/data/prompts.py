@@ -81,7 +81,8 @@ def draw_shots(train: list[Problem], k: int, seed: int) -> tuple[list[Problem], 
   return shots, [p for p in train if p.question not in chosen]
 
 
-def _kept(spec: PromptSpec, question: str) -> str:
+def kept(spec: PromptSpec, question: str) -> str:
+  """What of a question the prompt shows, the same for all that tells prompts apart."""
   if spec.question_regex is None:
     return question
   match = re.search(spec.question_regex, question, re.DOTALL)
@@ -96,20 +97,20 @@ def build(
   """The problems with `prompt` filled in. `chat` needs `render(messages) -> str`."""
   head = "" if spec.instruction is None else spec.instruction
   if spec.style == "plain":
-    return [replace(p, prompt=head + _kept(spec, p.question)) for p in problems]
+    return [replace(p, prompt=head + kept(spec, p.question)) for p in problems]
   if spec.style == "few_shot":
     for s in shots:
-      head += _fill(spec.template, _kept(spec, s.question), s.answer or "")
+      head += _fill(spec.template, kept(spec, s.question), s.answer or "")
     ask = spec.template.partition("{answer}")[0].rstrip()
-    return [replace(p, prompt=head + _fill(ask, _kept(spec, p.question))) for p in problems]
+    return [replace(p, prompt=head + _fill(ask, kept(spec, p.question))) for p in problems]
   if render is None:
     raise UserError("data.prompt.style: 'chat' needs a tokenizer with a chat template")
   past = [] if spec.system is None else [{"role": "system", "content": spec.system}]
   for s in shots:
-    past.append({"role": "user", "content": head + _kept(spec, s.question)})
+    past.append({"role": "user", "content": head + kept(spec, s.question)})
     past.append({"role": "assistant", "content": s.answer or ""})
   return [
-    replace(p, prompt=render([*past, {"role": "user", "content": head + _kept(spec, p.question)}]))
+    replace(p, prompt=render([*past, {"role": "user", "content": head + kept(spec, p.question)}]))
     for p in problems
   ]
 

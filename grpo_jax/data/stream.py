@@ -7,7 +7,7 @@ import numpy as np
 
 from grpo_jax.data.problem import Problem
 from grpo_jax.errors import UserError
-from grpo_jax.names import unknown
+from grpo_jax.names import one_of
 
 
 class _Epochs:
@@ -89,8 +89,7 @@ class PromptStream:
     weights: np.ndarray | None = None,
     order: str = "numpy",
   ):
-    if order not in ORDERS:
-      raise unknown("data.order", order, ORDERS)
+    one_of("data.order", order, ORDERS)
     if not len(problems):
       raise UserError("data: no training problems; raise data.size or lower data.heldout")
     self.problems = problems

@@ -16,7 +16,7 @@ import numpy as np
 from grpo_jax.data.jsonl import problem_of
 from grpo_jax.data.problem import Problem
 from grpo_jax.errors import UserError
-from grpo_jax.names import unknown
+from grpo_jax.names import one_of
 
 _OURS = {"id", "prompt", "question", "answer_json", "meta"}
 
@@ -100,8 +100,7 @@ def read(
   import grain
 
   builder: Any = opened(path)
-  if split not in builder.info.splits:
-    raise unknown("data.split", split, builder.info.splits)
+  one_of("data.split", split, builder.info.splits)
   stored = builder.as_data_source(split)
   rows: Any = grain.MapDataset.source(stored).map(_plain)
   if set(builder.info.features) == _OURS:

@@ -10,7 +10,7 @@ from grpo_jax.names import make, modules
 
 def names() -> list[str]:
   """All worlds: the modules of `worlds`."""
-  return modules(worlds.__path__)
+  return list(_known())
 
 
 def get(name: str, **kwargs) -> World:
@@ -18,4 +18,8 @@ def get(name: str, **kwargs) -> World:
 
   Raises UserError for an unknown name or parameter.
   """
-  return make("world", worlds.__name__, names(), name, kwargs)
+  return make("world", _known(), name, kwargs)
+
+
+def _known():
+  return modules(worlds.__name__, worlds.__path__)

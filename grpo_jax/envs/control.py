@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from grpo_jax.errors import UserError
-from grpo_jax.names import check_keys, unknown
+from grpo_jax.names import check_keys, one_of
 from grpo_jax.types import Record, record
 
 
@@ -62,8 +62,7 @@ def get(name: str, **params) -> Control:
   """
   gymnax = _gymnax()
   registered = gymnax.registration._registry
-  if name not in registered:
-    raise unknown("env", name, registered)
+  one_of("env", name, registered)
   made = inspect.signature(registered[name]).parameters
   with _standard():
     try:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.types import Record, record
 
 PAD, STOP = 0, 1  # the same in every world; a world's own symbols begin at 2
@@ -75,10 +75,16 @@ class World:
   start: Callable[[Problem], tuple[Any, Next]] | None = None
   step: Callable[[Problem, Any, Array], tuple[Any, Next]] | None = None
   gold: Callable[[Problem], tuple[Array, Array]] | None = None
+  habit: Callable[[Problem], Array] | None = None
 
   @property
   def vocab(self) -> int:
     return len(self.symbols)
+
+  @property
+  def imitated(self) -> "World":
+    """This world with its habit as the solution."""
+    return self if self.habit is None else dataclasses.replace(self, solution=self.habit)
 
   def show(self, tokens) -> str:
     """Tokens as text, padding left out."""
@@ -151,6 +157,4 @@ def follow(start, step, choose, problem: Problem, size: int) -> Int[Array, " siz
 
 def check(field: str, value, low, high=None) -> None:
   """Raises UserError unless low <= value <= high."""
-  if value < low or (high is not None and value > high):
-    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-    raise UserError(f"{field}={value}: give a value {bounds}")
+  between(field, value, low, high)

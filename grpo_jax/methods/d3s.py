@@ -1,5 +1,7 @@
 """Learning More with Less: A Dynamic Dual-Level Down-Sampling Framework for Efficient Policy
-Optimization (D3S), 2025, ICLR 2026 poster.
+Optimization (D3S).
+
+C. Wang et al., 2025, https://arxiv.org/abs/2509.22115 (ICLR 2026).
 
 Groups and advantages are GRPO's, over all M = B G rollouts, and are never normalised again. Then
 
@@ -12,7 +14,7 @@ A, H (entropy in nats of the policy that sampled) and the masks are stop-gradien
 border of S, as binary rewards give: by index (core/selection.py); tokens of equal score: the first
 ones. All A = 0: the loss is exactly 0. Rollouts that are dead or empty are not in M.
 
-No released code was found: the card is reconstructed from the abstract and third-party notes. Our
+No released code was found: this is a reconstruction from the abstract and third-party notes. Our
 reading: the aggregation 1/|T|, the moment of H. Assumed: the quotas, shares of M (samples) and per
 cent (tokens), begin and end of the schedule. 1/|T| raises the effective learning rate against GRPO;
 divide_by="all" keeps the denominator of all M rollouts.
@@ -26,13 +28,14 @@ batch, S and T are chosen in each of them.
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.core import divergences, groups, selection, surrogates, units
-from grpo_jax.errors import UserError
+from grpo_jax.core import groups, objectives, selection, units
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
+RATIO = {"token": "token", "sequence": "unit_token"}  # of D3S on GRPO, on GSPO
 _CHOICES = {
   "scope": ("batch", "group"),
-  "ratio": ("token", "sequence"),
+  "ratio": tuple(RATIO),
   "pick": ("variance", "random"),
   "divide_by": ("kept", "all"),
 }
@@ -54,7 +57,6 @@ def make(
   ddof: int = 0,
   eps_std: float = 1e-6,
 ) -> Method:
-  divergences.check(kl)
   _check(total_steps, samples, tokens, scope=scope, ratio=ratio, pick=pick, divide_by=divide_by)
   by_entropy = pick == "variance" and min(tokens) < 100
 
@@ -83,19 +85,14 @@ def make(
     number = every if divide_by == "all" else size.astype(length.dtype)
     return Credit(adv=unit_adv, weight=jnp.where(kept, 1 / jnp.maximum(number, 1), 0))
 
+  objective = objectives.clipped(
+    eps_low=eps_low, eps_high=eps_high, ratio=RATIO[ratio], beta_kl=beta_kl, kl=kl
+  )
+
   def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = plain = surrogates.log_ratio(fwd, batch)
-    if ratio == "sequence":
-      log_ratio = surrogates.token_form(plain, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    metrics["trained_tokens"] = jnp.sum(credit.weight > 0, dtype=credit.weight.dtype)
-    if beta_kl:
-      divergence = divergences.kl(fwd, batch, kl, plain)
-      term = term + beta_kl * divergence
-      metrics["kl"] = jnp.sum(credit.weight * divergence)
-    return jnp.sum(credit.weight * term), metrics
+    total, metrics = objective.loss(fwd, batch, credit)
+    trained = jnp.sum(credit.weight > 0, dtype=credit.weight.dtype)
+    return total, metrics | {"trained_tokens": trained}
 
   everything = {"samples": (1.0, 1.0), "tokens": (100.0, 100.0), "total_steps": 1}
   return Method(
@@ -103,18 +100,14 @@ def make(
     loss=loss,
     init=lambda num_prompts: jnp.zeros((), jnp.int32),
     remember=lambda step, rollouts, batch, now: now.step + 1,
-    needs=("entropy_old",) * by_entropy + ("ref",) * bool(beta_kl),
+    needs=("entropy_old",) * by_entropy + objective.needs,
     reduces_to=("grpo", {"aggregate": "token_mean", "ddof": 0, "eps_std": 1e-6}, everything),
   )
 
 
 def _check(total_steps, samples, tokens, **choices) -> None:
   for name, value in choices.items():
-    if value not in _CHOICES[name]:
-      raise UserError(f"{name}={value!r} is unknown: use {' or '.join(_CHOICES[name])}")
-  if total_steps < 1:
-    raise UserError(f"total_steps={total_steps}: must be the length of the schedule, at least 1")
-  if not all(0 < x <= 1 for x in samples):
-    raise UserError(f"samples={samples}: shares of the batch, above 0 and at most 1")
-  if not all(0 < x <= 100 for x in tokens):
-    raise UserError(f"tokens={tokens}: per cent of the chosen tokens, above 0 and at most 100")
+    one_of(name, value, _CHOICES[name])
+  between("total_steps", total_steps, 1, what="the length of the schedule")
+  between("samples", samples, high=1, above=0, what="shares of the batch")
+  between("tokens", tokens, high=100, above=0, what="per cent of the chosen tokens")

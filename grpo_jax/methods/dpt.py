@@ -1,4 +1,7 @@
-"""Decision-Pretrained Transformer: supervised pretraining can learn in-context RL (2306.14892).
+"""Supervised Pretraining Can Learn In-Context Reinforcement Learning (DPT, the decision-pretrained
+transformer).
+
+J. N. Lee et al., 2023, https://arxiv.org/abs/2306.14892.
 
 A context of j transitions D_j of one task, a query state s and an optimal action a* there:
 
@@ -21,8 +24,8 @@ are left out, and a row that `skip` leaves nothing of counts nowhere.
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.errors import UserError
 from grpo_jax.methods.base import sft
+from grpo_jax.names import between
 from grpo_jax.types import Method
 
 
@@ -30,8 +33,7 @@ def make(*, skip: int = 0, aggregate: str = "rollout_sum") -> Method:
   """skip: prefixes left out at the short end. aggregate: core/weights.py; "rollout_mean" divides
   each task's sum by its prefixes, which frees the learning rate from H."""
   base = sft.make(aggregate=aggregate)
-  if skip < 0:
-    raise UserError(f"skip={skip}: must be 0 (the paper), 1 (the released code) or more")
+  between("skip", skip, 0, what="prefixes left out, 0 in the paper, 1 in the released code")
 
   def credit(state, rollouts, batch):
     return base.credit(state, rollouts, batch.replace(mask=later(batch, skip)))

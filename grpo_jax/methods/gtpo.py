@@ -1,7 +1,8 @@
 """GTPO: Trajectory-Based Policy Optimization in Large Language Models.
 
-2025, winstonsmith1897/GTPO (group-relative trajectory-based policy optimization). One prompt, G
-completions of n_i tokens, no KL and no reference model:
+M. Simoni et al., 2025, https://arxiv.org/abs/2508.03772 (group-relative trajectory-based policy
+optimization; code: https://github.com/winstonsmith1897/GTPO). One prompt, G completions of n_i
+tokens, no KL and no reference model:
 
   J = 1/G sum_i delta_i (A_i - gamma H_i) / n_i sum_t r_it lambda_it
   A_i = reward_i - mean of its group;  r = exp(logp - sg(logp)): on-policy, 1 in value, no clip
@@ -20,7 +21,7 @@ batch. The start's H is that of the first batch, measured before any update. Equ
 lambda = 1, but gamma H still pushes the samples down. All delta = 0: the loss is 0.
 
 gamma is tied to the rewards: 0.1 in the release, with rewards from 0 to 20; 0.005 is that for 0/1.
-By the card: the limit is ln 2 in the paper; the release has 0.7 and no rule for the start
+The limit is ln 2 in the paper; the release has 0.7 and no rule for the start
 (entropy_limit=0.7, start_rule=False). Entropies here are exact, not floored at log 1e-6.
 code_compat: the release also divides a completion by its conflict tokens (at least 1) and sums over
 completions; that its backward ignores the scale of the incoming gradient cannot be said here.
@@ -51,11 +52,13 @@ def make(
     """H_i f32[N, G], and their mean over the batch."""
     length = units.token_count(batch, rollouts)
     total = units.by_rollout(units.pool_sum(batch.entropy_old, batch), batch, rollouts)
-    entropy, present = total / jnp.maximum(length, 1), rollouts.alive & (length > 0)
+    present = rollouts.alive & (length > 0)
+    entropy = jnp.where(present, total / jnp.maximum(length, 1), 0)
     return entropy, groups.mean(entropy.reshape(1, -1), present.reshape(1, -1))
 
   def credit(start, rollouts, batch):
-    adv = groups.center(rollouts.reward, rollouts.alive)
+    above, below = groups.sides(rollouts.reward, rollouts.alive)
+    adv = jnp.where(above | below, groups.center(rollouts.reward, rollouts.alive), 0)
     entropy, mean = entropies(batch, rollouts)
     start = jnp.where(start < 0, mean, start)  # [1, 1]; below 0: not measured yet
     certain = entropy <= entropy_limit
@@ -63,10 +66,10 @@ def make(
       certain = certain | (start > entropy_limit)
 
     base = weights.rollout_mean(batch, rollouts)
-    forward, backward = conflict.runs(batch, rollouts, adv > 0, adv < 0)
+    forward, backward = conflict.runs(batch, rollouts, above, below)
     if not conflicts:
       forward, backward = jnp.zeros_like(forward), jnp.zeros_like(backward)
-    on_run = token(jnp.where(adv > 0, positive_weight, 0).astype(base.dtype), batch)
+    on_run = token(jnp.where(above, positive_weight, 0).astype(base.dtype), batch)
     emphasis = jnp.where(forward, on_run, 1) * jnp.where(backward, on_run, 1)
     weight = base * emphasis * token(certain.astype(base.dtype), batch)
     if code_compat:
@@ -76,16 +79,17 @@ def make(
     return Credit(
       adv=units.of_owner(adv - gamma * entropy, batch),
       weight=weight,
-      extra={
+      weights={
         "conflict": jnp.where(forward | backward, base, 0),
         "uncertain": base * token((~certain).astype(base.dtype), batch),
       },
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     logp = units.masked(fwd.logp, batch)
     term = unified.estimator_term(logp, logp, units.spread(credit.adv, batch), jnp.ones_like(logp))
-    shares = {name: jnp.sum(x) for name, x in credit.extra.items()}
+    shares = {name: jnp.sum(x) for name, x in credit.weights.items()}
     return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight), **shares}
 
   def remember(start, rollouts, batch, now):

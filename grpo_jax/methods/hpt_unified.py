@@ -1,8 +1,9 @@
 """Towards a Unified View of Large Language Model Post-Training (HPT, hybrid post-training).
 
-2025, TsinghuaC3I/Unify-Post-Training. The estimator that it unifies methods by is core/unified.py;
-here is its algorithm: for each question q, the pass rate P_q of n rollouts chooses between RL on
-them and SFT on the question's one demonstration tau*.
+X. Lv et al., 2025, https://arxiv.org/abs/2509.04419 (code:
+https://github.com/TsinghuaC3I/Unify-Post-Training). The estimator that it unifies methods by is
+core/unified.py; here is its algorithm: for each question q, the pass rate P_q of n rollouts chooses
+between RL on them and SFT on the question's one demonstration tau*.
 
   L = 1/B sum_q [ alpha_q L_RL(q) + beta_q c_sft L_SFT(q) ] - beta_entropy mean_{kept tokens} H
   L_RL(q) = -sum_i sum_t A_i r_it / max_tokens,  A_i = reward_i - mean of the n
@@ -15,9 +16,9 @@ nothing was solved (2 / 8 for Llama); gate >= 1: SFT alone; gate < 0: RL alone, 
 without its clip, times n. A question without a demonstration has alpha 1. A group of equal rewards
 that is kept has A = 0 and counts in the entropy only.
 
-From the released code, by the card, but for the normalisation: there the RL term is a sum over the
+From the released code, but for the normalisation: there the RL term is a sum over the
 rows of a micro-batch and the SFT term a mean over its demonstration tokens, so their balance hangs
-on the cut. Here both are means over the B questions (the card's advice). sft_mean="tokens" is the
+on the cut. Here both are means over the B questions (our choice). sft_mean="tokens" is the
 released mean, over the demonstration tokens of all questions with beta > 0, without 1/B.
 
 table: (alpha, beta) by the number of solved rollouts, 0 to n, instead of the gate: the release's
@@ -30,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, surrogates, units
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Flat, Method
 
 _ROUNDING = 1e-6  # k / n may be rounded to either side of the gate
@@ -46,10 +47,8 @@ def make(
   sft_mean: str = "prompts",
   shuffle: bool = False,
 ) -> Method:
-  if sft_mean not in ("prompts", "tokens"):
-    raise UserError(f"sft_mean={sft_mean!r} is unknown: use prompts or tokens")
-  if max_tokens < 1:
-    raise UserError(f"max_tokens={max_tokens} must be the token budget of a completion, at least 1")
+  one_of("sft_mean", sft_mean, ("prompts", "tokens"))
+  between("max_tokens", max_tokens, 1, what="the token budget of a completion")
 
   def gates(rollouts, sampled):
     """(alpha, beta) f32[N, 2] from the number of solved rollouts."""
@@ -85,14 +84,15 @@ def make(
     return Credit(
       adv=units.of_owner(adv, batch),
       weight=token(scale),
-      extra={
-        "given": token(given),
+      extra={"given": token(given)},
+      weights={
         "sft": token(jnp.where(imitate, of_one, 0)),
         "kept": token(jnp.where(scale > 0, 1 / count(scale > 0), 0)),
       },
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     adv, given = units.spread(credit.adv, batch), credit.extra["given"] > 0
     log_ratio = jnp.where(given, 0, surrogates.log_ratio(fwd, batch))
     explore = -adv * surrogates.ratio_of(log_ratio)
@@ -100,10 +100,10 @@ def make(
     total = jnp.sum(credit.weight * term)
     if beta_entropy:
       entropy = units.masked(fwd.entropy, batch)
-      total = total - beta_entropy * jnp.sum(credit.extra["kept"] * entropy)
+      total = total - beta_entropy * jnp.sum(credit.weights["kept"] * entropy)
     return total, {
       "weight": jnp.sum(credit.weight),
-      "sft_share": jnp.sum(credit.extra["sft"]),
+      "sft_share": jnp.sum(credit.weights["sft"]),
       "max_ratio": jnp.max(jnp.where(credit.weight > 0, surrogates.ratio_of(log_ratio), 0)),
     }
 

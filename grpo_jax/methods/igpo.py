@@ -1,9 +1,9 @@
 """Information Gain-based Policy Optimization: A Simple and Effective Approach for Multi-Turn LLM
 Agents.
 
-2025, https://arxiv.org/abs/2510.14967. A turn is the unit. What the policy believes of the right
-answer before each turn is given in batch.extra["answer_logp"], f32[R, U]: the mean log-probability
-of the answer's tokens given all that precedes the turn, by the policy that sampled.
+G. Wang et al., 2025, https://arxiv.org/abs/2510.14967. A turn is the unit. What the policy believes
+of the right answer before each turn is given in batch.extra["answer_logp"], f32[R, U]: the mean
+log-probability of the answer's tokens given all that precedes the turn, by the policy that sampled.
 
   p_it = exp(answer_logp before turn t + 1);  p_i0 is after the bare prompt
   r_it = p_it - p_i,t-1  for t < T_i                       gain="prob"; "log": without exp
@@ -28,8 +28,9 @@ to lie in one row.
 
 import jax.numpy as jnp
 
-from grpo_jax.core import divergences, grids, positions, surrogates, turns, units, weights
+from grpo_jax.core import grids, objectives, positions, turns, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 NEEDS = {
@@ -56,10 +57,8 @@ def make(
   kl: str = "k3",
   beta_entropy: float = 0.0,
 ) -> Method:
-  for field, value, known in (("gain", gain, NEEDS), ("normalize", normalize, NORMALIZE)):
-    if value not in known:
-      raise UserError(f"{field}={value!r} is unknown: use one of {', '.join(known)}")
-  divergences.check(kl)
+  one_of("gain", gain, NEEDS)
+  one_of("normalize", normalize, NORMALIZE)
 
   def gains(rollouts, batch, there):
     """r_it of all turns but the last, f32[N, G, K]."""
@@ -89,20 +88,10 @@ def make(
     adv = turns.discounted(adv, there, gamma)
     return Credit(adv=grids.to_units(adv, batch), weight=weight)
 
-  def loss(fwd, batch, credit):
-    adv = units.token_adv(credit, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    if beta_kl:
-      divergence = divergences.kl(fwd, batch, kl, log_ratio)
-      term = term + beta_kl * divergence
-      metrics["kl"] = jnp.sum(credit.weight * divergence)
-    if beta_entropy:
-      term = term - beta_entropy * units.masked(fwd.entropy, batch)
-    return jnp.sum(credit.weight * term), metrics
-
-  needs = NEEDS[gain] + ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
+  objective = objectives.clipped(
+    eps_low=eps_low, eps_high=eps_high, beta_kl=beta_kl, kl=kl, beta_entropy=beta_entropy
+  )
+  needs = NEEDS[gain] + objective.needs
   plain = {"gain": "constant", "bonus": 0.0, "normalize": "separate", "penalty": None}
   same = ("grpo", {"eps_std": 1e-6}, plain | {"beta_kl": 0.0})
-  return Method(credit=credit, loss=loss, needs=needs, reduces_to=same)
+  return Method(credit=credit, loss=objective.loss, needs=needs, reduces_to=same)

@@ -1,4 +1,6 @@
-"""Kimi k1.5: Scaling Reinforcement Learning with LLMs, 2025 (report, sections 2.3 to 2.4).
+"""Kimi k1.5: Scaling Reinforcement Learning with LLMs.
+
+Kimi Team, 2025, https://arxiv.org/abs/2501.12599 (sections 2.3 and 2.4).
 
 Mirror descent towards pi* ~ pi_i exp(r / tau), the optimum of E r - tau KL(pi || pi_i): the squared
 error of its condition r - tau log Z = tau log(pi / pi_i) on the samples of pi_i. For k responses a
@@ -19,7 +21,7 @@ Prompts are drawn in proportion to 1 - s_q, s_q the success rate of prompt q (pr
 visited: s_q = 0; all solved: uniformly. How s_q is tracked is not given: here old visits count
 `memory` as much with each new one.
 
-No training code is public. From the report: the objective, b, both rewards. Ours, by the card: the
+No training code is public. From the report: the objective, b, both rewards. Ours: the
 loss form, the guards; tau (0.02 with sums, 0.1 with means) and length_weight are assumed.
 negatives=False: only responses above b push, for the ablation against fitting the best samples.
 Not here: partial rollouts, long2short, prompt filters, the curriculum by given difficulty.
@@ -38,7 +40,7 @@ from grpo_jax.core import (
   units,
   weights,
 )
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -54,12 +56,11 @@ def make(
   negatives: bool = True,
   reset_optimizer: bool = True,
 ) -> Method:
-  if baseline not in ("mean", "log_z"):
-    raise UserError(f"baseline={baseline!r} is unknown: use mean or log_z")
+  one_of("baseline", baseline, ("mean", "log_z"))
   if tau is None:
     tau = 0.1 if length_normalize else 0.02
-  if tau <= 0 or not 0 <= memory <= 1:
-    raise UserError(f"tau={tau}, memory={memory}: want tau > 0 and 0 <= memory <= 1")
+  between("tau", tau, above=0)
+  between("memory", memory, 0, 1)
 
   def credit(state, rollouts, batch):
     alive = rollouts.alive
@@ -76,15 +77,16 @@ def make(
     return Credit(
       adv=units.of_owner(adv, batch),
       weight=per_token if length_normalize else weights.rollout_sum(batch, rollouts),
-      extra={"per_token": per_token},  # so that a response counts once
+      weights={"per_token": per_token},  # so that a response counts once
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     push = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
     gain = sequences.sum_of_rollout(surrogates.log_ratio(fwd, batch), batch)
     if length_normalize:
       gain = gain / jnp.maximum(sequences.sum_of_rollout(batch.mask, batch), 1)
-    square = jnp.sum(credit.extra["per_token"] * gain * gain)
+    square = jnp.sum(credit.weights["per_token"] * gain * gain)
     return jnp.sum(credit.weight * push) + tau / 2 * square, {
       "weight": jnp.sum(credit.weight),
       "squared_gain": jax.lax.stop_gradient(square),

@@ -1,8 +1,9 @@
 """Rank-GRPO: Training LLM-based Conversational Recommender Systems with Reinforcement Learning.
 
-2025 (ConvRec-R1). A completion is a list of `ranks` lines, and a line is the unit: unit k of a row
-is line k, the unit after the last rank holds what goes on beyond it (overflow). The relevance of
-the lines is given in batch.unit_reward, f32[R, U]; a line that is missing has 0.
+Y. Zhu et al., 2025, https://arxiv.org/abs/2510.20150 (ConvRec-R1; ICLR 2026). A completion is a
+list of `ranks` lines, and a line is the unit: unit k of a row is line k, the unit after the last
+rank holds what goes on beyond it (overflow). The relevance of the lines is given in
+batch.unit_reward, f32[R, U]; a line that is missing has 0.
 
   r_ik = rel_ik                               reward="hit": the paper's exp-infinity, default
          sum_{j>=k} rel_ij / log2(j + 1)      "dcg"
@@ -28,8 +29,9 @@ Stop-gradient: A. A rollout has to lie in one row.
 
 import jax.numpy as jnp
 
-from grpo_jax.core import divergences, grids, groups, ranking, surrogates, units, weights
+from grpo_jax.core import grids, groups, objectives, ranking, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -49,11 +51,8 @@ def make(
   drop_truncated: bool = False,
 ) -> Method:
   ranking.check(reward)
-  divergences.check(kl)
-  if reduction not in ("rank_mean", "token_mean"):
-    raise UserError(f"reduction={reduction!r} is unknown: use rank_mean or token_mean")
-  if ranks < 1:
-    raise UserError(f"ranks={ranks} must be the number of lines of a list, at least 1")
+  one_of("reduction", reduction, ("rank_mean", "token_mean"))
+  between("ranks", ranks, 1, what="the number of lines of a list")
 
   def rank_advantage(rollouts, batch):
     if rollouts.reward.shape[1] == 1:
@@ -90,16 +89,7 @@ def make(
       weight = weights.rollout_sum(batch, rollouts, include) / (ranks * jnp.maximum(size, 1))
     return Credit(adv=adv, adv_token=token, weight=weight)
 
-  def loss(fwd, batch, credit):
-    adv = units.token_adv(credit, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    of_line = surrogates.sequence_log_ratio(log_ratio, batch)
-    term = surrogates.clipped(of_line, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(of_line, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    if beta_kl:
-      divergence = divergences.kl(fwd, batch, kl, log_ratio)
-      term = term + beta_kl * divergence
-      metrics["kl"] = jnp.sum(credit.weight * divergence)
-    return jnp.sum(credit.weight * term), metrics
-
-  return Method(credit=credit, loss=loss, needs=("unit_reward", *("ref",) * bool(beta_kl)))
+  objective = objectives.clipped(
+    eps_low=eps_low, eps_high=eps_high, ratio="unit", beta_kl=beta_kl, kl=kl
+  )
+  return Method(credit=credit, loss=objective.loss, needs=("unit_reward", *objective.needs))

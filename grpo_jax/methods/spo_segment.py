@@ -1,7 +1,7 @@
 """Segment Policy Optimization: Effective Segment-Level Credit Assignment in RL for LLMs.
 
-2025 (SPO-chain and SPO-tree, paper 16 of the list; neither 68, single-stream, nor 82). All from the
-released code, https://github.com/AIFrameResearch/SPO.
+Y. Guo et al., 2025, https://arxiv.org/abs/2505.23564 (SPO-chain and SPO-tree, paper 16; neither 68,
+single-stream, nor 82). All from the released code, https://github.com/AIFrameResearch/SPO.
 
   A = V(end of the segment) - V(its start), V by Monte Carlo from that prefix, V of the end = reward
   A~ = (A - mean A) rsqrt(var A + 1e-8) over the tokens a_t = [p_t < cut], p_t = exp(logp_old_t)
@@ -26,8 +26,9 @@ where A is (our reading). whiten=False and drop_zero=False are for tests of unbi
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.core import divergences, groups, segments, surrogates, trees, units, weights
+from grpo_jax.core import groups, objectives, segments, trees, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Chain, Credit, Method, Tree
 
 
@@ -47,10 +48,8 @@ def make(
   whiten: bool = True,
   drop_zero: bool = True,
 ) -> Method:
-  if form not in ("chain", "tree"):
-    raise UserError(f"form={form!r} is unknown: use chain or tree")
+  one_of("form", form, ("chain", "tree"))
   trees.check(mode)
-  divergences.check(kl)
   chain, depth = form == "chain", len(branching)
 
   def segment_advantage(rollouts, batch):
@@ -78,24 +77,16 @@ def make(
       token = groups.batch_center(token, used) * jax.lax.rsqrt(var + 1e-8)
     kl_weight = jnp.where(used, weights.rollout_sum(batch, rollouts, include), 0)
     return Credit(
-      adv=adv, adv_token=token, weight=weight, extra={"kl": kl_weight} if beta_kl else {}
+      adv=adv, adv_token=token, weight=weight, weights={"kl": kl_weight} if beta_kl else {}
     )
 
-  def loss(fwd, batch, credit):
-    adv = units.token_adv(credit, batch)
-    log_ratio = jnp.clip(surrogates.log_ratio(fwd, batch), -10.0, 10.0)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    total = jnp.sum(credit.weight * term)
-    if beta_kl:
-      metrics["kl"] = jnp.sum(credit.extra["kl"] * divergences.kl(fwd, batch, kl, log_ratio))
-      total = total + beta_kl * metrics["kl"]
-    return total, metrics
-
+  objective = objectives.clipped(
+    eps_low=eps_low, eps_high=eps_high, max_log_ratio=10.0, beta_kl=beta_kl, kl=kl, kl_apart=True
+  )
   tree_needs = ("parent",) * (depth > 1)
   return Method(
     credit=credit,
-    loss=loss,
+    loss=objective.loss,
     plan=Chain(interval, samples, cut) if chain else Tree(tuple(branching), segment_tokens),
-    needs=("logp_old", *(("unit_reward",) if chain else tree_needs), *("ref",) * bool(beta_kl)),
+    needs=("logp_old", *(("unit_reward",) if chain else tree_needs), *objective.needs),
   )

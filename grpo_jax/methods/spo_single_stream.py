@@ -1,7 +1,8 @@
 """Single-stream Policy Optimization.
 
-2025 (SPO, paper 68 of the list; neither 16, segments, nor 82, minimaximalist). One completion a
-prompt: the baseline is what the prompt's earlier visits were worth, not what its group is.
+Z. Xu and Z. Ding, 2025, https://arxiv.org/abs/2509.13232 (SPO, paper 68; neither 16, segments, nor
+82, minimaximalist). One completion a prompt: the baseline is what the prompt's earlier visits were
+worth, not what its group is.
 
   A = r - v(x),  v = alpha / (alpha + beta) from before this step
   A~ = (A - mean A) / (std A + 1e-8)
@@ -27,8 +28,9 @@ comparisons: without a tracker whitening alone is a batch-mean baseline. Stop-gr
 
 import jax.numpy as jnp
 
-from grpo_jax.core import groups, surrogates, trackers, units, weights
+from grpo_jax.core import groups, objectives, trackers, units, weights
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -49,8 +51,7 @@ def make(
   baseline: str = "tracker",
   whiten: bool = True,
 ) -> Method:
-  if baseline not in ("tracker", "none"):
-    raise UserError(f"baseline={baseline!r} is unknown: use tracker or none")
+  one_of("baseline", baseline, ("tracker", "none"))
 
   def init(num_prompts):
     return trackers.prior(num_prompts, solved, tried, 1 / (1 - rho_min))
@@ -67,12 +68,7 @@ def make(
       adv = groups.whiten(adv, rollouts.alive, ddof=1, eps=1e-8)
     return Credit(adv=units.of_owner(adv, batch), weight=weights.token_mean(batch, rollouts))
 
-  def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    clip = {"eps_low": eps_low, "eps_high": eps_high}
-    term = surrogates.clipped(log_ratio, adv, **clip, dual_clip=dual_clip)
-    return jnp.sum(credit.weight * term), surrogates.metrics(log_ratio, adv, credit, **clip)
+  objective = objectives.clipped(eps_low=eps_low, eps_high=eps_high, dual_clip=dual_clip)
 
   def remember(state, rollouts, batch, now):
     if rho is not None:
@@ -85,7 +81,7 @@ def make(
 
   return Method(
     credit=credit,
-    loss=loss,
+    loss=objective.loss,
     init=init,
     weigh=weigh if curriculum else None,
     remember=remember,

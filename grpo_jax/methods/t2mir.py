@@ -1,4 +1,6 @@
-"""T2MIR: mixture-of-experts meets in-context RL (2506.05426).
+"""Mixture-of-Experts Meets In-Context Reinforcement Learning (T2MIR).
+
+W. Wu et al., 2025, https://arxiv.org/abs/2506.05426.
 
   L = L_imitation + balance * L_bal + contrast * L_con
 
@@ -14,8 +16,8 @@ is an exponential average of the task gate, updated after every optimizer step
 (models/moe/layer.py: update_key_gate); it gets no gradient.
 """
 
-from grpo_jax.errors import UserError
 from grpo_jax.methods.base import sft
+from grpo_jax.names import between
 from grpo_jax.types import Method
 
 
@@ -25,8 +27,7 @@ def make(
   """Defaults of T2MIR-DPT on Darkroom; T2MIR-AD has balance=0.1, contrast=0.01."""
   base = sft.make(aggregate=aggregate)
   for name, value in (("balance", balance), ("contrast", contrast)):
-    if value < 0:
-      raise UserError(f"{name}={value}: must be at least 0")
+    between(name, value, 0)
 
   def loss(fwd, batch, credit):
     total, metrics = base.loss(fwd, batch, credit)

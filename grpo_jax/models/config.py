@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from grpo_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -44,8 +46,8 @@ class ModelConfig:
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(
+      raise UserError(
         f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
       )
     if self.head_dim % 2:
-      raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")
+      raise UserError(f"head_dim={self.head_dim} must be even for rotary embeddings")

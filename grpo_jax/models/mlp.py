@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from grpo_jax.errors import UserError
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Batch, Fwd
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
@@ -33,10 +33,9 @@ class MLPConfig:
   activation: str = "tanh"
 
   def __post_init__(self):
-    if self.activation not in ACTIVATIONS:
-      raise UserError(f"activation={self.activation!r} is unknown: use {', '.join(ACTIVATIONS)}")
-    if min(self.observation, self.actions, *self.hidden) < 1:
-      raise UserError(f"{self}: sizes must be at least 1")
+    one_of("activation", self.activation, ACTIVATIONS)
+    for name in ("observation", "actions", "hidden"):
+      between(name, getattr(self, name), 1)
 
 
 def init(config: MLPConfig, key: Array) -> dict[str, Any]:

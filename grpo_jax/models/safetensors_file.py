@@ -13,6 +13,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.models import hf_config, weights
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.tokenizer import Tokenizer
+from grpo_jax.names import one_of
 
 # The package's numpy side does not know bfloat16, in which most models are stored.
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
@@ -103,8 +104,7 @@ def save(
   from safetensors.numpy import save_file
 
   kinds = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-  if dtype not in kinds:
-    raise UserError(f"export dtype={dtype!r} must be one of {', '.join(kinds)}")
+  one_of("export dtype", dtype, kinds)
   folder = Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"{folder}: exists and is not empty; name another folder for the export")

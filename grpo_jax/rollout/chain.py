@@ -1,75 +1,73 @@
-"""Completions whose segments are valued by sampling on, inside jit: the plan `Chain` (card 16).
+"""The plan `Chain`: completions whose segments are valued by sampling on (paper 16, SPO-chain).
 
 The completions are those of the plan `Flat`. The state at a cut is the prompt and what was written
 before the cut; it becomes a prompt of its own, from which `samples` completions are drawn by the
 same sampler, within the tokens that the budget leaves. One that does not stop is worth 0.
 """
 
-from typing import Any
+import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from grpo_jax.core import segments
-from grpo_jax.envs.world import PAD, STOP, Problem, World
+from grpo_jax.envs.world import PAD, STOP
 from grpo_jax.errors import UserError
-from grpo_jax.models.config import ModelConfig
-from grpo_jax.rollout import play as flat
-from grpo_jax.rollout import prefixes, sampler
-from grpo_jax.types import Batch, Chain, Rollouts
+from grpo_jax.rollout import flat, prefixes, sampler
+from grpo_jax.rollout import play as world_play
+from grpo_jax.rollout.collect import Ask, Collected, bucket, complete, judge, prompt_keys, text_of
+from grpo_jax.rollout.plans import Game, Played, Where, observe
+from grpo_jax.types import Batch, Chain, Flat
 
+LOOPS = ("llm", "fused")
+SUPPLIES = ("unit_reward",)
 _OWN_KEYS = 1 << 20  # keys of the continuations: those of completions count up from 0
 
 
-def check(world: World, plan: Chain) -> None:
-  """Raises UserError where the plan and the world do not go together."""
-  if world.step is not None:
-    raise UserError(f"plan Chain: world {world.name} has turns; use a world of one turn, or Flat")
+def check(plan: Chain, where: Where) -> None:
+  if where.turns:
+    raise UserError(f"plan Chain: {where.name} has turns; use a world of one turn, or Flat")
   if plan.interval < 1 or plan.samples < 1:
     raise UserError(f"interval={plan.interval}, samples={plan.samples}: give numbers from 1")
 
 
-def play(
-  world: World,
-  config: ModelConfig,
-  params: Any,
-  problems: Problem,
-  ids: Int[Array, " N"],
-  keys: Array,
-  *,
-  group: int,
-  plan: Chain,
-) -> tuple[Rollouts, Batch, Int[Array, ""]]:
-  """(rollouts, batch, tokens that the continuations took); keys: one typed key a problem.
-
-  Units are segments, at most 1 + ceil(T / interval). `unit_reward` is the value of the state that a
-  segment starts from, NaN for unit 0, which stands before the first cut, and where no segment is.
-  Equal prefixes of a prompt are estimated once and share the estimate.
+def play(plan: Chain, game: Game) -> Played:
+  """Units are segments, at most 1 + ceil(T / interval). `unit_reward` is the value of the state
+  that a segment starts from, NaN for unit 0, which stands before the first cut, and where no
+  segment is. Equal prefixes of a prompt are estimated once and share the estimate; their tokens are
+  watched.
   """
-  check(world, plan)
-  rollouts, batch = flat.play(world, config, params, problems, ids, keys, group=group)
+  rollouts, batch = world_play.play(
+    game.world, game.config, game.params, game.problems, game.ids, game.keys, group=game.group
+  )
+  batch, start, there = cut(plan, batch, game.world.answer)
+  value, sampled = _values(plan, game, batch.tokens, start[:, 1:], there[:, 1:])
+  batch = batch.replace(unit_reward=_rewards(value, there))
+  watched = observe(rollouts, jnp.sum(batch.mask) + sampled.astype(jnp.float32))
+  return Played(rollouts, batch, game.problems, watched)
+
+
+def cut(plan: Chain, batch: Batch, budget: int) -> tuple[Batch, Array, Array]:
+  """(the batch in segments, start i32[R, U] of each, whether there is one)."""
   assert batch.logp_sampler is not None
   unsure = jnp.exp(batch.logp_sampler) < plan.cut
   unit = segments.cut_points(unsure, batch.mask, plan.interval)
-  units = 1 + -(-world.answer // plan.interval)
-  start, there = prefixes.starts(unit, batch.mask, units)
-  asked = there[:, 1:]
-  value, sampled = _values(
-    world, config, params, problems, keys, batch.tokens, start[:, 1:], asked, plan.samples
-  )
-  before = jnp.full((start.shape[0], 1), jnp.nan, jnp.float32)
-  batch = batch.replace(
-    unit=unit,
-    unit_mask=there.astype(jnp.float32),
-    owner=jnp.broadcast_to(batch.owner, there.shape),
-    unit_reward=jnp.concatenate([before, jnp.where(asked, value, jnp.nan)], axis=1),
-  )
-  return rollouts, batch, sampled
+  start, there = prefixes.starts(unit, batch.mask, 1 + -(-budget // plan.interval))
+  owner = jnp.broadcast_to(batch.owner, there.shape)
+  return batch.replace(unit=unit, unit_mask=there.astype(jnp.float32), owner=owner), start, there
 
 
-def _values(world, config, params, problems, keys, tokens, start, asked, samples: int):
+def _rewards(value, there):
+  before = jnp.full((there.shape[0], 1), jnp.nan, jnp.float32)
+  return jnp.concatenate([before, jnp.where(there[:, 1:], value, jnp.nan)], axis=1)
+
+
+def _values(plan: Chain, game: Game, tokens, start, asked):
   """(value f32[R, K] of the states before the K cuts of a row, sampled tokens)."""
+  world, problems, samples = game.world, game.problems, plan.samples
   (rows, cuts), (n, p), t = start.shape, problems.tokens.shape, world.answer
   per = rows // n * cuts  # states a prompt
   first = _first_equal(tokens, start, asked, n)  # i32[N, per]
@@ -84,9 +82,9 @@ def _values(world, config, params, problems, keys, tokens, start, asked, samples
   prompt = jnp.where(column < (length + at)[:, None], prompt, PAD)
 
   fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-  own = fold(keys, _OWN_KEYS + jnp.arange(per)).reshape(-1)
+  own = fold(game.keys, _OWN_KEYS + jnp.arange(per)).reshape(-1)
   out = sampler.sample(
-    config, params, prompt, length + at, own,
+    game.config, game.params, prompt, length + at, own,
     group=samples, budget=t, stop_ids=(STOP,),
   )  # fmt: skip
 
@@ -116,3 +114,84 @@ def _first_equal(
   same: Array = jnp.all(prefix[:, :, None] == prefix[:, None, :], axis=3)
   same = same & asked.reshape(n, 1, -1)
   return jnp.argmax(same, axis=2).astype(jnp.int32)
+
+
+# ---- language models -----------------------------------------------------------------------------
+
+
+def collect(plan: Chain, ask: Ask) -> Collected:
+  """As in token worlds; the texts that are judged are prefix and continuation together."""
+  got = flat.collect(Flat(), ask)
+  start = time.monotonic()
+  batch, at, there = cut(plan, got.batch, ask.sampling.budget)
+  at, there, tokens = (np.asarray(x) for x in (at, there, batch.tokens))
+  per = len(tokens) // len(got.problems)
+  states: dict[tuple, list[tuple[int, int]]] = {}  # (prompt, prefix) -> the units it stands before
+  for row, unit in np.argwhere(there[:, 1:]).tolist():
+    prefix = tokens[row, : at[row, unit + 1]]
+    states.setdefault((row // per, prefix.tobytes()), []).append((row, unit))
+  value = np.full((len(tokens), there.shape[1] - 1), np.nan, np.float32)
+  sampled, scores, verify = 0, [], 0.0
+  keys = list(states)
+  for first in range(0, len(keys), ask.count):
+    some = keys[first : first + ask.count]
+    known, took, found, seconds = _continued(plan, ask, got, some, first)
+    for key, x in zip(some, known, strict=True):
+      for row, unit in states[key]:
+        value[row, unit] = x
+    sampled, verify = sampled + took, verify + seconds
+    scores.append(found)
+  spent = time.monotonic() - start
+  batch = batch.replace(unit_reward=_rewards(value, there))
+  failed = {k: n + sum(s.failed[k] for s in scores) for k, n in got.failed.items()}
+  return dataclasses.replace(
+    got,
+    batch=jax.tree.map(np.asarray, batch),
+    failed=failed,
+    errors=got.errors + tuple(e for s in scores for e in s.errors),
+    seconds={
+      "sample": got.seconds["sample"] + spent - verify,
+      "verify": got.seconds["verify"] + verify,
+    },
+    counts={"states": len(states), "tokens_of_values": sampled},
+  )
+
+
+def _continued(plan: Chain, ask: Ask, got: Collected, some: list, first: int):
+  """(value of each state (prompt, prefix), sampled tokens, the scores, seconds of judging)."""
+  s = ask.sampling
+  prefix = [np.frombuffer(raw, np.int32) for _, raw in some]
+  where = [n for n, _ in some]
+  prompt_tokens, prompt_length = (
+    np.asarray(x) for x in (got.batch.prompt_tokens, got.batch.prompt_length)
+  )
+  ids = [
+    np.concatenate([prompt_tokens[n, : prompt_length[n]], p])
+    for n, p in zip(where, prefix, strict=True)
+  ]
+  full = ids + [ids[0]] * (ask.count - len(ids))  # one shape a bucket
+  prompt = np.zeros((len(full), bucket(max(map(len, full)))), np.int32)
+  for row, x in zip(prompt, full, strict=True):
+    row[: len(x)] = x
+  length = np.asarray([len(x) for x in full], np.int32)
+  problems = [got.problems[n] for n in where]
+  keys = prompt_keys(
+    s, problems + problems[:1] * (len(full) - len(some)), ask.step, _OWN_KEYS + first
+  )
+  tokens, _, reached, stopped = complete(s, ask.params, prompt, length, keys, plan.samples)
+  tokens, reached, stopped = tokens[: len(some)], reached[: len(some)], stopped[: len(some)]
+
+  left = np.asarray([s.budget - len(p) for p in prefix])[:, None]
+  took = np.minimum(reached, left)
+  done = stopped & (reached <= left)
+  whole = [
+    text_of(s, np.concatenate([p, row[: took[i, j]]]))
+    for i, p in enumerate(prefix)
+    for j, row in enumerate(tokens[i])
+  ]
+  start = time.monotonic()
+  sizes = (took + s.budget - left).reshape(-1).tolist()
+  scores = judge(ask.pool, whole, [p for p in problems for _ in range(plan.samples)], sizes)
+  reward = np.where(scores.alive, scores.reward, 0).reshape(took.shape)
+  value = np.where(done, reward, 0).mean(axis=1)
+  return value, int(took.sum()), scores, time.monotonic() - start

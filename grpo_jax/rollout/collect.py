@@ -1,4 +1,4 @@
-"""Sampled and scored completions as `Rollouts` and `Batch`, in numpy: the host's half of a step.
+"""Sampling and scoring with a language model, in numpy: what the plans' `collect` have in common.
 
 Shapes come from short lists of buckets: prompts are padded to one, completions cut to one after
 sampling, so the number of compiled programs is the number of buckets met.
@@ -6,9 +6,8 @@ sampling, so the number of compiled programs is the number of buckets met.
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,10 +15,9 @@ import numpy as np
 from grpo_jax import sharding
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.rollout import given, sampler
+from grpo_jax.rollout import sampler
 from grpo_jax.rollout.choose import Choice
-from grpo_jax.rollout.pack import pack
-from grpo_jax.types import Batch, Flat, Rollouts
+from grpo_jax.types import Batch, Rollouts
 from grpo_jax.verifiers.pool import Scores
 
 # Two sizes an octave: padding stays below a third, and compiled programs are few.
@@ -43,6 +41,10 @@ class Collected:
   errors: tuple[str, ...]  # their first messages
   seconds: dict[str, float]
   resampled: int = 0
+  shown: Rollouts | None = None  # what the batch's rows are to a reader, where not the rollouts
+  counts: Mapping[str, float] = dataclasses.field(
+    default_factory=dict
+  )  # of this plan, to be logged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,24 @@ class Sampling:
   mesh: Any
   trunk: tuple[int, ...] = ()  # ids that every prompt begins with; computed once
   pack: bool = False  # completions of a prompt in one row of the batch
+  units: int = 1  # U: at most so many units a completion
+  cut: str = ""  # a unit ends with the token that completes this text
   attention: str | None = None  # implementation of the attention while decoding
+
+
+class Ask(NamedTuple):
+  """What a plan's `collect` is given: one step's batch of `count` prompts from draw(n) -> problems.
+
+  show(problems), unpacked, gives the demonstrations of plans that want them.
+  """
+
+  sampling: Sampling
+  params: Any
+  pool: Any
+  draw: Callable[[int], Sequence]
+  count: int
+  step: int
+  show: Callable[[Sequence], Collected] | None = None
 
 
 def encode(s: Sampling, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -132,22 +151,27 @@ def _repeats(ids: np.ndarray) -> np.ndarray:
   return out
 
 
-def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0):
-  """Completions of the problems' prompts: host arrays (tokens, logp, length, stopped), prompt ids
-  and lengths, on every host. Rows are padded to what the mesh divides."""
-  prompt, length = encode(s, [p.prompt for p in problems])
+def prompt_keys(s: Sampling, problems: Sequence, step: int, round_: int = 0):
+  """A key a prompt, on the devices, for as many prompts as `padded` makes of them."""
   ids = np.asarray([p.id for p in problems], np.uint32)
-  short = -len(problems) % sharding.row_shards(s.mesh)
-  pad = lambda x: np.concatenate([x, np.repeat(x[:1], short, axis=0)]) if short else x
-  rows = sharding.rows(s.mesh)
   numbers = np.asarray([s.seed, step, round_], np.uint32)
-  keys = _prompt_keys(rows, *numbers, pad(ids), pad(_repeats(ids)))
+  return _prompt_keys(sharding.rows(s.mesh), *numbers, padded(s, ids), padded(s, _repeats(ids)))
+
+
+def padded(s: Sampling, x: np.ndarray) -> np.ndarray:
+  """Rows filled up to what the mesh divides, with copies of the first."""
+  short = -len(x) % sharding.row_shards(s.mesh)
+  return np.concatenate([x, np.repeat(x[:1], short, axis=0)]) if short else x
+
+
+def complete(s: Sampling, params, prompt: np.ndarray, length: np.ndarray, keys, group: int):
+  """Completions of padded prompts as host arrays (tokens, logp, length, stopped), on every host."""
   out = sampler.sample(
     s.config,
     params,
-    *sharding.put((pad(prompt), pad(length)), rows),
+    *sharding.put((padded(s, prompt), padded(s, length)), sharding.rows(s.mesh)),
     keys,
-    group=s.group,
+    group=group,
     budget=s.budget,
     stop_ids=s.stop_ids,
     choice=s.choice,
@@ -156,26 +180,32 @@ def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0
     implementation=s.attention,
   )
   out = sharding.fetch(out)
-  n = len(problems)
-  tokens, logp, reached, stopped = (a[:n] for a in (out.tokens, out.logp, out.length, out.stopped))
-  return (tokens, logp, reached, stopped), prompt, length
+  return tuple(a[: len(prompt)] for a in (out.tokens, out.logp, out.length, out.stopped))
+
+
+def generate(s: Sampling, params, problems: Sequence, step: int, round_: int = 0):
+  """Completions of the problems' prompts: host arrays (tokens, logp, length, stopped), prompt ids
+  and lengths."""
+  prompt, length = encode(s, [p.prompt for p in problems])
+  keys = prompt_keys(s, problems, step, round_)
+  return complete(s, params, prompt, length, keys, s.group), prompt, length
 
 
 def score(s: Sampling, pool, problems: Sequence, tokens, length):
-  """Texts [N][G], and reward, parts, correct, alive shaped [N, G, ...]."""
+  """Texts [N][G]; reward, parts, correct, alive, units as [N, G, ...]; and the pool's scores."""
   n, g = length.shape
   texts = [[text_of(s, tokens[i, j, : length[i, j]]) for j in range(g)] for i in range(n)]
   flat = [t for row in texts for t in row]
   owners = [p for p in problems for _ in range(g)]
-  scores = _share(pool, flat, owners, length.reshape(-1).tolist())
-  shaped = {
-    name: getattr(scores, name).reshape(n, g, *getattr(scores, name).shape[1:])
-    for name in ("reward", "parts", "correct", "alive")
-  }
-  return texts, shaped, scores
+  scores = judge(pool, flat, owners, length.reshape(-1).tolist())
+  named = {name: getattr(scores, name) for name in SCORED if getattr(scores, name) is not None}
+  return texts, {k: x.reshape(n, g, *x.shape[1:]) for k, x in named.items()}, scores
 
 
-def _share(pool, texts: list, problems: list, tokens: list) -> Scores:
+SCORED = ("reward", "parts", "correct", "alive", "units")
+
+
+def judge(pool, texts: list, problems: list, tokens: list) -> Scores:
   """Each host scores every so-manieth completion, and all get the same scores of all."""
   hosts = jax.process_count()
   if hosts == 1:
@@ -194,111 +224,8 @@ def _share(pool, texts: list, problems: list, tokens: list) -> Scores:
   for i, scores in enumerate(found):
     failure[i::hosts] = scores.failure
   return Scores(
-    **{name: woven(name) for name in ("reward", "parts", "correct", "alive")},
+    **{name: woven(name) for name in SCORED if getattr(found[0], name) is not None},
     failure=tuple(failure),
     failed={kind: sum(scores.failed[kind] for scores in found) for kind in found[0].failed},
     errors=tuple(error for scores in found for error in scores.errors),
   )
-
-
-def collect(
-  s: Sampling,
-  params,
-  pool,
-  draw,
-  count: int,
-  step: int,
-  plan: Flat,
-  show: Callable[[Sequence], Collected] | None = None,
-) -> Collected:
-  """One step's batch of `count` prompts from `draw(n) -> problems`.
-
-  With `plan.resample`, groups of equal rewards are dropped and fresh prompts drawn for at most that
-  many further rounds; what is missing at the end is padded with dead rollouts of no tokens.
-  With `plan.demonstrate`, show(problems), unpacked, gives the completion that follows the samples.
-  """
-  kept: list[dict] = []
-  failed: dict[str, int] = {}
-  errors: tuple[str, ...] = ()
-  seconds = {"sample": 0.0, "verify": 0.0}
-  dropped, dead = 0, {}
-  for round_ in range(plan.resample + 1):
-    problems = draw(count)
-    start = time.monotonic()
-    (tokens, logp, length, stopped), prompt, prompt_length = generate(
-      s, params, problems, step, round_
-    )
-    seconds["sample"] += time.monotonic() - start
-    start = time.monotonic()
-    texts, scores, raw = score(s, pool, problems, tokens, length)
-    seconds["verify"] += time.monotonic() - start
-    failed = {k: failed.get(k, 0) + v for k, v in raw.failed.items()}
-    errors += raw.errors
-    for i, problem in enumerate(problems):
-      alive = scores["alive"][i]
-      reward = scores["reward"][i][alive]
-      flat = reward.size == 0 or reward.max() == reward.min()
-      group = {
-        "problem": problem,
-        "texts": texts[i],
-        "tokens": tokens[i],
-        "logp": logp[i],
-        "length": length[i],
-        "stopped": stopped[i],
-        "prompt": prompt[i, : prompt_length[i]],
-        **{k: v[i] for k, v in scores.items()},
-      }
-      if plan.resample and flat:
-        dropped += 1
-        dead = group | {"alive": np.zeros_like(alive), "length": np.zeros_like(length[i])}
-      elif len(kept) < count:
-        kept.append(group)
-    if len(kept) == count:
-      break
-  kept += [dead] * (count - len(kept)) if dropped else []
-  got = _assemble(s, kept, show if plan.demonstrate else None)
-  return Collected(*got, failed=failed, errors=errors, seconds=seconds, resampled=dropped)
-
-
-def _assemble(s: Sampling, kept: list[dict], show=None):
-  """(rollouts, batch, problems, texts) of the kept groups."""
-  stack = lambda name: np.stack([k[name] for k in kept])
-  length = stack("length")
-  n, g = length.shape
-  width = min(bucket(int(length.max())), s.budget)
-  prompt_length = np.asarray([len(k["prompt"]) for k in kept], np.int32)
-  prompt = np.zeros((n, bucket(int(prompt_length.max()))), np.int32)
-  for row, k in zip(prompt, kept, strict=True):
-    row[: len(k["prompt"])] = k["prompt"]
-  mask = (np.arange(width)[None, None] < length[..., None]).astype(np.float32)
-  mask = mask.reshape(n * g, width)
-  alive = stack("alive")
-  small: dict[str, Any] = {
-    "prompt": np.asarray([k["problem"].id for k in kept], np.int32),
-    "reward": np.where(alive, stack("reward"), 0).astype(np.float32),
-    "alive": alive,
-    "correct": stack("correct"),
-    "truncated": ~stack("stopped"),
-    "length": length,
-    "parts": np.nan_to_num(stack("parts")).astype(np.float32),
-  }
-  rows = lambda name: np.ascontiguousarray(stack(name)[:, :, :width].reshape(n * g, width))
-  large: dict[str, Any] = {
-    "tokens": rows("tokens"),
-    "mask": mask,
-    "unit": np.zeros((n * g, width), np.int32),
-    "unit_mask": (mask.sum(axis=1, keepdims=True) > 0).astype(np.float32),
-    "owner": np.arange(n * g, dtype=np.int32)[:, None],
-    "logp_sampler": rows("logp"),
-    "prompt_tokens": prompt,
-    "prompt_length": prompt_length,
-  }
-  rollouts, batch = Rollouts(**small), Batch(**large)
-  problems, texts = [k["problem"] for k in kept], [k["texts"] for k in kept]
-  if show is not None:
-    shown = show(problems)
-    rollouts, batch = given.append(rollouts, batch, shown.rollouts, shown.batch)
-    texts = [own + more for own, more in zip(texts, shown.texts, strict=True)]
-  if s.pack:
-    batch = pack(batch, np.asarray(rollouts.length), bucket)
-  return rollouts, batch, problems, texts

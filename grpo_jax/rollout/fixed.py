@@ -1,4 +1,4 @@
-"""Completions that are given, as `Rollouts` and `Batch` in numpy: demonstrations and pairs.
+"""The plan `Fixed`: completions that are given, as `Rollouts` and `Batch` in numpy.
 
 A completion ends as the sampler's would: with the stop text of the data if there is one, else with
 the model's eos. The end is trained.
@@ -17,9 +17,21 @@ from grpo_jax.data.prompts import PromptSpec
 from grpo_jax.errors import UserError
 from grpo_jax.rollout.collect import Collected, Sampling, bucket
 from grpo_jax.rollout.pack import pack
-from grpo_jax.types import Batch, Rollouts
+from grpo_jax.rollout.plans import Where
+from grpo_jax.types import Batch, Fixed, Rollouts
+
+LOOPS = ("offline", "in_context")
+SUPPLIES = ()
 
 NEAR = (-10, -3, -2, -1, 1, 2, 3, 10)  # how far off a made-up wrong number is
+
+
+def check(plan: Fixed, where: Where) -> None:
+  del where
+  if plan.completions not in (1, 2):
+    raise UserError(
+      f"plan Fixed(completions={plan.completions}): data gives demonstrations (1) or pairs (2)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

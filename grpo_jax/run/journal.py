@@ -171,7 +171,7 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
   Of completions that were given (no reward parts), only how long they are and how many count.
   Demonstrations beside samples do not count.
   """
-  r = got.rollouts
+  r = got.rollouts if got.shown is None else got.shown
   sampled = np.ones_like(r.alive) if r.given is None else ~np.asarray(r.given)
   alive = r.alive & sampled
   count = max(int(alive.sum()), 1)
@@ -186,6 +186,7 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
     "alive": float(alive.sum() / sampled.sum()),
     "reward_failed": sum(got.failed.values()),
     "resampled": got.resampled,
+    **got.counts,
   }
   if r.parts is None:
     row = {k: row[k] for k in ("length", "alive")}
@@ -195,25 +196,26 @@ def summarize(got: Collected, metrics: dict, seconds: dict[str, float]) -> dict[
 
 
 def log_rollouts(workdir, step, got: Collected, per_token, parts, prompts: int) -> None:
-  n, g = got.rollouts.reward.shape
-  length, width = np.asarray(got.rollouts.length), parts.sampling.budget
+  r = got.rollouts if got.shown is None else got.shown
+  n, g = r.reward.shape
+  length, width = np.asarray(r.length), parts.sampling.budget
   arrays: dict[str, Any] = per_token | {"tokens": np.asarray(got.batch.tokens)}
   if parts.sampling.pack:
     arrays = {k: unpack(np.asarray(v), length, width) for k, v in arrays.items()}
   arrays["tokens"] = arrays["tokens"].reshape(n, g, -1)
   texts = parts.sampling.tokenizer.token_texts
   groups = rollout_log.groups_of(
-    prompt_id=got.rollouts.prompt,
+    prompt_id=r.prompt,
     prompts=[p.prompt for p in got.problems],
     labels=[str(p.meta.get("source")) for p in got.problems],
     answers=[p.answer for p in got.problems],
     texts=got.texts,
     length=length,
-    reward=got.rollouts.reward,
-    parts=got.rollouts.parts,
+    reward=r.reward,
+    parts=r.parts,
     part_names=parts.pool.names,
-    correct=got.rollouts.correct,
-    truncated=got.rollouts.truncated,
+    correct=r.correct,
+    truncated=r.truncated,
     token_texts=lambda ids: [texts[i] for i in ids],
     limit=prompts,
     **arrays,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from grpo_jax.core.bandit_counts import Counts, gaussian_posterior, no_pulls, pull
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.tabular.learner import Learner as Learner
 from grpo_jax.tabular.learner import first_best
 from grpo_jax.tabular.learner import play as play
@@ -60,8 +60,7 @@ def ucb(arms: int, *, c: float | None = None, form: str = "dpt") -> Learner:
 
   With c = 0 it is `emp`. Raises UserError for another form.
   """
-  if form not in _UCB:
-    raise UserError(f"ucb.form={form!r}: give one of {', '.join(_UCB)}")
+  one_of("ucb.form", form, _UCB)
   c = _UCB[form] if c is None else c
 
   def act(counts, key):

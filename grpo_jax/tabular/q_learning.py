@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from grpo_jax.core.transitions import Transitions
 from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.types import Record, record
 
 
@@ -45,8 +46,7 @@ def learn(
   """
   if family.states is None or family.index is None or family.continuous:
     raise UserError(f"family={family.name}: tabular Q-learning needs finitely many states, actions")
-  if episodes < 1:
-    raise UserError(f"episodes={episodes}: give at least 1")
+  between("episodes", episodes, 1)
   first, last = epsilon
 
   def one_step(chance, carry, key):

@@ -25,8 +25,8 @@ from grpo_jax.run.metrics import MetricsWriter, duration
 from grpo_jax.train.programs import in_context as program
 from grpo_jax.train.programs import in_context_exam as exams
 from grpo_jax.train.programs import in_context_histories
-from grpo_jax.train.programs.fused import over_seeds
 from grpo_jax.train.programs.in_context_data import Source
+from grpo_jax.train.programs.seeds import over_seeds
 
 WHOLE = ("seeds", "steps", "log.every", "checkpoint.every", "checkpoint.keep", "eval.every")
 
@@ -111,7 +111,7 @@ def build(c):
       f"optimizer.lr={o.lr}, clip_norm={o.clip_norm}, weight_decay={o.weight_decay}, "
       f"warmup={o.warmup}: lr must be above 0, the others at least 0"
     )
-  plan = program.Plan(
+  plan = program.Sizes(
     steps=c.steps,
     batch=c.batch,
     lr=o.lr,

@@ -12,7 +12,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.names import unknown
 
 # Modules of train/, by the name in a config.
-LOOPS = ("llm", "offline", "control", "in_context")
+LOOPS = ("llm", "offline", "fused", "control", "in_context")
 # Set by launchers that jax can ask for the coordinator, the number of processes and our own.
 LAUNCHED = (
   "JAX_COORDINATOR_ADDRESS",

@@ -7,20 +7,18 @@ method's file; how arrays are laid out is in types.py.
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from grpo_jax import sharding
 from grpo_jax.data.stream import PromptStream
-from grpo_jax.rollout.collect import collect
+from grpo_jax.rollout import plans
+from grpo_jax.rollout.collect import Ask
 from grpo_jax.rollout.evaluate import evaluate
 from grpo_jax.run import export
 from grpo_jax.run.checkpoint import Checkpoints
 from grpo_jax.run.compiles import count_compiles
 from grpo_jax.run.journal import Journal, finished
 from grpo_jax.train import setup
-from grpo_jax.train.update import wants_old, with_old
-from grpo_jax.types import Flat
 
 
 def run(c, workdir: Path, say=print) -> dict:
@@ -33,7 +31,7 @@ def run(c, workdir: Path, say=print) -> dict:
   if (final := finished(c, workdir)) is not None:
     return final
   parts = setup.prepare(c, say)
-  say(setup.plan(c, parts))
+  say(setup.outlook(c, parts))
   setup.save_config(c, workdir)
 
   # ---- state: params, optimizer and method state; position in the data --------------------------
@@ -49,7 +47,8 @@ def run(c, workdir: Path, say=print) -> dict:
   export.check(c, first)
   journal = Journal(c, workdir, first, say)
   heldout = parts.data.heldout[: c.eval.problems]
-  show = setup.make_show(c, parts)
+  show, gold = setup.make_show(c, parts), setup.make_gold(c, parts)
+  plan, collect = parts.method.plan, plans.of(parts.method.plan).collect
 
   def held_out(step: int):
     e, choice = c.eval, parts.eval_choice
@@ -68,24 +67,22 @@ def run(c, workdir: Path, say=print) -> dict:
     # sample, verify: completions from the policy, rewards from processes of their own
     weights = None if parts.weigh is None else np.asarray(parts.weigh(state.method_state))
     draw = lambda n, weights=weights: stream.next(n, weights)
-    plan = parts.method.plan if isinstance(parts.method.plan, Flat) else Flat()
-    count, pool = c.batch.prompts, parts.pool
-    got = collect(parts.sampling, state.params, pool, draw, count, step, plan, show)
+    args = parts.sampling, state.params, parts.pool, draw, c.batch.prompts, step, show
+    got = collect(plan, Ask(*args))
 
-    # score: what the method needs to know of the old and the reference policy
+    # score: what the method reads of the old and the reference policy
     scored = time.monotonic()
-    rollouts = sharding.put(got.rollouts, sharding.replicated(parts.mesh))
-    batch = sharding.put(got.batch, sharding.rows(parts.mesh))
-    if wants_old(parts.method, parts.cut):
-      batch = with_old(batch, parts.score(state.params, batch))
-    if parts.reference is not None:
-      batch = batch.replace(logp_ref=parts.score(parts.reference, batch).logp)
+    rollouts, batch = setup.place(parts, got)
+    if parts.supply is not None:
+      known = None if gold is None else gold(got.problems)
+      batch = parts.supply(state.params, parts.reference, known, batch)
 
-    # credit, update, remember: one compiled program
+    # credit, update, remember
     updated = time.monotonic()
-    key = jax.random.fold_in(jax.random.key(c.seed + 1), step)
-    key = sharding.put(key, sharding.replicated(parts.mesh))
-    state, metrics, per_token = parts.update(state, rollouts, batch, key)
+    key = setup.step_key(c, parts, step)
+    credit = parts.credit(state.method_state, state.step, rollouts, batch)
+    state, metrics, per_token = parts.update(state, rollouts, batch, credit, key)
+    state, metrics = setup.remember(parts, state, rollouts, batch, metrics)
     metrics = sharding.fetch(metrics)
 
     # log, evaluate, save

@@ -22,6 +22,7 @@ from grpo_jax.run.checkpoint import Checkpoints
 from grpo_jax.run.compiles import count_compiles
 from grpo_jax.run.journal import Journal, finished
 from grpo_jax.train import setup
+from grpo_jax.train.update import credit_of
 
 
 def run(c, workdir: Path, say=print) -> dict:
@@ -35,7 +36,7 @@ def run(c, workdir: Path, say=print) -> dict:
   if (final := finished(c, workdir)) is not None:
     return final
   parts = setup.prepare(c, say)
-  say(setup.plan(c, parts))
+  say(setup.outlook(c, parts))
   train, heldout = (
     fixed.examples(parts.sampling, problems, PromptSpec.of(c.data.get("prompt")), c.batch.group)
     for problems in (parts.data.train, parts.data.heldout[: c.eval.problems])
@@ -67,16 +68,17 @@ def run(c, workdir: Path, say=print) -> dict:
     drawn = stream.next(c.batch.prompts, weights)
     got = fixed.assemble(parts.sampling, [train[p.id] for p in drawn])
 
-    # score: what the method needs to know of the old and the reference policy
-    rollouts, batch = place(parts, got)
-    if not parts.cut.on_policy or "logp_old" in parts.method.needs:
-      batch = batch.replace(logp_old=parts.score(state.params, batch).logp)
+    # score: what the method reads of the old and the reference policy
+    rollouts, batch = setup.place(parts, got)
+    if parts.supply is not None:
+      batch = parts.supply(state.params, parts.reference, None, batch)
 
-    # credit, update, remember: one compiled program
+    # credit, update, remember
     updated = time.monotonic()
-    key = jax.random.fold_in(jax.random.key(c.seed + 1), step)
-    key = sharding.put(key, sharding.replicated(parts.mesh))
-    state, metrics, per_token = parts.update(state, rollouts, batch, key)
+    key = setup.step_key(c, parts, step)
+    credit = parts.credit(state.method_state, state.step, rollouts, batch)
+    state, metrics, per_token = parts.update(state, rollouts, batch, credit, key)
+    state, metrics = setup.remember(parts, state, rollouts, batch, metrics)
     metrics = sharding.fetch(metrics)
 
     # log, evaluate, save
@@ -102,7 +104,7 @@ def run(c, workdir: Path, say=print) -> dict:
 def check(c):
   """Refuses a wrong number of completions; returns the config with the data's `needs` filled in."""
   method = setup.make_method(c)
-  wanted = 2 if method.whole_groups else 1
+  wanted = method.plan.rollouts(c.batch.group)
   if c.batch.group != wanted:
     raise UserError(
       f"batch.group={c.batch.group}: {c.method} learns from {wanted} given completion(s) a prompt; "
@@ -113,15 +115,6 @@ def check(c):
     with c.unlocked():
       c.data.needs = ("completion",) if wanted == 1 else ("chosen", "rejected")
   return c
-
-
-def place(parts, got):
-  """Rollouts and batch on the devices, with the reference's log-probabilities if it has a part."""
-  rollouts = sharding.put(got.rollouts, sharding.replicated(parts.mesh))
-  batch = sharding.put(got.batch, sharding.rows(parts.mesh))
-  if parts.reference is not None:
-    batch = batch.replace(logp_ref=parts.score(parts.reference, batch).logp)
-  return rollouts, batch
 
 
 def make_measure(c, parts, examples):
@@ -135,8 +128,8 @@ def make_measure(c, parts, examples):
   judged = [x.problem for x in examples if x.problem.answer is not None or "task" in x.problem.meta]
 
   @jax.jit
-  def loss_of(method_state, rollouts, batch, fwd):
-    credit = parts.method.credit(method_state, rollouts, batch)
+  def loss_of(method_state, step, rollouts, batch, fwd):
+    credit = credit_of(parts.method, method_state, step, rollouts, batch)
     loss, metrics = parts.method.loss(fwd, batch, credit)
     return metrics | {"loss": loss}
 
@@ -145,9 +138,12 @@ def make_measure(c, parts, examples):
     for i in range(0, len(examples), size):
       chunk = examples[i : i + size]
       full = chunk + [chunk[0]] * (size - len(chunk))
-      rollouts, batch = place(parts, fixed.assemble(parts.sampling, full, len(chunk)))
+      rollouts, batch = setup.place(parts, fixed.assemble(parts.sampling, full, len(chunk)))
+      if parts.supply is not None:
+        batch = parts.supply(state.params, parts.reference, None, batch)
       fwd = parts.score(state.params, batch)
-      for k, v in sharding.fetch(loss_of(state.method_state, rollouts, batch, fwd)).items():
+      found = loss_of(state.method_state, state.step, rollouts, batch, fwd)
+      for k, v in sharding.fetch(found).items():
         total[k] = total.get(k, 0.0) + float(v) * len(chunk) / len(examples)
     return {f"eval_{k}": v for k, v in total.items() if k != "weight"}
 

@@ -1,6 +1,7 @@
 """From a config to the parts of a run."""
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -11,14 +12,15 @@ from grpo_jax import data, methods, sharding
 from grpo_jax.data.prompts import PromptSpec
 from grpo_jax.errors import UserError
 from grpo_jax.models import loading, policy
-from grpo_jax.rollout import fixed
+from grpo_jax.rollout import belief, fixed, plans
 from grpo_jax.rollout.choose import Choice
-from grpo_jax.rollout.collect import Sampling, common_start, longest_prompt
+from grpo_jax.rollout.collect import Collected, Sampling, bucket, common_start, longest_prompt
 from grpo_jax.run.folder import check_folder, check_steps, save_config
+from grpo_jax.train import supply
 from grpo_jax.train.optimizer import make_optimizer
-from grpo_jax.train.plan import plan
-from grpo_jax.train.update import SUPPLIED, Cut, init_state, make_update
-from grpo_jax.types import Fixed, Flat, Method, TrainState
+from grpo_jax.train.outlook import outlook
+from grpo_jax.train.update import Cut, credit_of, init_state, make_update
+from grpo_jax.types import Flat, Method, TrainState
 from grpo_jax.verifiers.pool import RewardPool
 from pallas_kernels.prefix_attention import IMPLEMENTATIONS
 
@@ -33,6 +35,7 @@ LEAST = {
   "sample.max_new_tokens": 2,  # an answer and its end
   "sample.max_prompt_tokens": 1,
   "sample.slots": 0,
+  "sample.units": 1,
   "score.chunk": 0,
   "optimizer.warmup": 0,
   "eval.every": 0,
@@ -59,7 +62,10 @@ class Run:
   state: TrainState
   reference: Any  # parameters of the frozen reference policy, or None
   score: Any  # compiled forward pass
+  supply: Any  # compiled: the batch with all that the method reads of it
+  credit: Any  # compiled credit
   update: Any  # compiled update
+  remember: Any  # compiled: what the method keeps, after the update; None if it keeps nothing
   weigh: Any  # compiled sampling weights of the prompts, or None
   cut: Cut
 
@@ -95,27 +101,42 @@ def check(c) -> None:
 
 
 def make_method(c) -> Method:
-  """The config's method; UserError if no loop gives it what it needs, or another loop should."""
+  """The config's method; UserError if the loop cannot sample for it or give it what it needs."""
   args = dict(c.method_args)
   if methods.defaults(c.method).get("max_tokens", 0) in (None, ...):
     args = {"max_tokens": c.sample.max_new_tokens} | args
   method = methods.get(c.method, **args)
-  if isinstance(method.plan, Fixed) != (c.loop == "offline"):
-    fit, data = ("offline", "given") if isinstance(method.plan, Fixed) else ("llm", "sampled")
-    raise UserError(f"loop={c.loop!r}: {c.method} learns from {data} completions; use loop={fit!r}")
-  if not isinstance(method.plan, Flat | Fixed):
-    raise UserError(
-      f"method={c.method}: it samples by the plan {type(method.plan).__name__}, which no loop does"
-    )
-  for need in method.needs:
-    if need not in SUPPLIED:
-      raise UserError(
-        f"method={c.method}: it needs {need!r}, which no loop supplies (they supply "
-        f"{', '.join(SUPPLIED)})"
-      )
-  if c.score.pack and "value" in method.needs:
-    raise UserError(f"score.pack: method {c.method} reads values along a row; set it to False")
+  try:
+    plans.check(method.plan, plans.Where(c.loop, "sample.max_new_tokens", c.sample.max_new_tokens))
+    given = {*plans.of(method.plan).SUPPLIES} | ({"unit_reward"} if _judges_units(c) else set())
+    supply.check(method, c.loop, given)
+  except UserError as error:
+    raise UserError(f"method={c.method}: {error}") from error
+  _check_units(c, method)
   return method
+
+
+def _judges_units(c) -> int:
+  """Units that the rewards judge; 0: none."""
+  return max((dict(p).get("units", 0) for p in c.reward.parts if not isinstance(p, str)), default=0)
+
+
+def _check_units(c, method: Method) -> None:
+  units, cut, judged = c.sample.units, c.sample.cut, _judges_units(c)
+  if (units > 1) != bool(cut):
+    raise UserError(f"sample.units={units}, sample.cut={cut!r}: give both, or neither")
+  if judged > units:
+    raise UserError(f"sample.units={units}: reward.parts judge {judged} units; make it as many")
+  if units > 1 and not (isinstance(method.plan, Flat) and not method.plan.demonstrate):
+    raise UserError(f"sample.units={units}: {c.method} has units of its own; set it to 1")
+  for asks, why in (
+    (units > 1, "sample.units divides its rows"),
+    ("value" in method.needs, "the method reads values along a row"),
+    ("drift" in method.needs, "the method scores single completions"),
+    (plans.of(method.plan).SUPPLIES, "the method's plan has rows of its own"),
+  ):
+    if c.score.pack and asks:
+      raise UserError(f"score.pack: {why}; set it to False")
 
 
 def _check_rows(c, mesh) -> None:
@@ -198,6 +219,8 @@ def make_sampling(c, config, tokenizer, dataset, mesh) -> Sampling:
     mesh=mesh,
     trunk=common_start(tokenizer, prompts) if c.sample.share_start else (),
     pack=c.score.pack,
+    units=c.sample.units,
+    cut=c.sample.cut,
   )
 
 
@@ -211,13 +234,68 @@ def make_show(c, run: Run):
   return lambda problems: fixed.assemble(sampling, [found[p.id] for p in problems])
 
 
-def make_state(params, tx, method: Method, num_prompts: int, mesh):
+def make_gold(c, run: Run):
+  """problems -> belief.Gold, where the method reads what the policy believes of the right answer.
+
+  sample.gold is what a right last turn says, with {answer}; UserError for a problem without one.
+  """
+  if "answer_logp" not in run.method.needs:
+    return None
+  before, mark, behind = c.sample.gold.partition("{answer}")
+  if not mark:
+    raise UserError(f"sample.gold={c.sample.gold!r}: must say where the answer stands, {{answer}}")
+  lost = next((p for p in run.data.train if p.answer is None), None)
+  if lost is not None:
+    raise UserError(
+      f"method={c.method}: the problem {lost.question[:60]!r} has no answer to believe in"
+    )
+  encode = run.sampling.tokenizer.backend.encode
+
+  def ids_of(problem):
+    lead = encode(before) if before else []
+    own = encode(problem.answer)
+    return lead, own, (encode(behind) if behind else [])
+
+  longest = max(sum(map(len, ids_of(p))) for p in run.data.train)
+
+  def gold(problems) -> belief.Gold:
+    tokens = np.zeros((len(problems), bucket(longest)), np.int32)
+    mine = np.zeros(tokens.shape, bool)
+    for row, (lead, own, rest) in enumerate(map(ids_of, problems)):
+      whole = [*lead, *own, *rest]
+      tokens[row, : len(whole)] = whole
+      mine[row, len(lead) : len(lead) + len(own)] = True
+    known: Any = (tokens, mine)
+    return belief.Gold(*sharding.put(known, sharding.rows(run.mesh)))
+
+  return gold
+
+
+def make_state(params, tx, method: Method, num_prompts: int, tokens: int, mesh):
   """(state, reference) on the devices of the mesh; reference is None unless the method needs it."""
   params = sharding.put(params, sharding.param_specs(params, mesh))
-  init = lambda p: init_state(p, tx, method, num_prompts)
+  store = lambda: supply.first_store(method, num_prompts, tokens)
+  init = lambda p: init_state(p, tx, method, num_prompts, store())
   specs = sharding.param_specs(jax.eval_shape(init, params), mesh)
   reference = jax.tree.map(lambda x: x.copy(), params) if "ref" in method.needs else None
   return jax.jit(init, out_shardings=specs, donate_argnums=0)(params), reference
+
+
+def make_supply(method: Method, cut: Cut, forward):
+  """fill(params, reference, gold, batch) -> batch, compiled; None if there is nothing to fill."""
+  if not supply.fills(method, cut):
+    return None
+
+  def fill(params, reference, gold, batch):
+    sources = supply.Sources(forward, params, reference, gold, in_turn=True)
+    return supply.fill(method, cut, sources, batch)
+
+  return jax.jit(fill)
+
+
+def make_remember(method: Method, forward):
+  """after(state without its optimizer, rollouts, batch, metrics) -> (memory, store, metrics)."""
+  return jax.jit(functools.partial(supply.remember, method, forward))
 
 
 def prepare(c, say=print, devices=None) -> Run:
@@ -243,7 +321,7 @@ def prepare(c, say=print, devices=None) -> Run:
 
   if "value" in method.needs:
     params["value"] = jax.tree.map(np.asarray, policy.init_value_head(config))
-  state, reference = make_state(params, tx, method, len(dataset.train), mesh)
+  state, reference = make_state(params, tx, method, len(dataset.train), sampling.budget, mesh)
   forward = policy.make_forward(
     config,
     temperature=c.sample.temperature,
@@ -265,6 +343,8 @@ def prepare(c, say=print, devices=None) -> Run:
     state=state,
     reference=reference,
     score=policy.make_score(forward),
+    supply=make_supply(method, cut, forward),
+    credit=jax.jit(functools.partial(credit_of, method), out_shardings=sharding.rows(mesh)),
     update=make_update(
       method,
       forward,
@@ -273,9 +353,33 @@ def prepare(c, say=print, devices=None) -> Run:
       learning_rate=lambda n: schedule(n * cut.epochs * cut.mini),
       shardings=jax.tree.map(lambda x: x.sharding, state),
     ),
+    remember=make_remember(method, forward) if supply.remembers(method) else None,
     weigh=jax.jit(method.weigh) if method.weigh else None,
     cut=cut,
   )
+
+
+# ---- between the pieces of a step ----------------------------------------------------------------
+
+
+def place(parts: Run, got: Collected):
+  """Rollouts and batch on the devices."""
+  rollouts = sharding.put(got.rollouts, sharding.replicated(parts.mesh))
+  return rollouts, sharding.put(got.batch, sharding.rows(parts.mesh))
+
+
+def step_key(c, parts: Run, step: int):
+  """What shuffles the batch of a step into mini-batches."""
+  key = jax.random.fold_in(jax.random.key(c.seed + 1), step)
+  return sharding.put(key, sharding.replicated(parts.mesh))
+
+
+def remember(parts: Run, state: TrainState, rollouts, batch, metrics):
+  """(state with the method's memory brought up to date, metrics with what that found)."""
+  if parts.remember is None:
+    return state, metrics
+  memory, store, found = parts.remember(state.replace(opt_state=()), rollouts, batch, metrics)
+  return state.replace(method_state=memory, store=store), metrics | found
 
 
 __all__ = [
@@ -284,7 +388,7 @@ __all__ = [
   "check_folder",
   "check_steps",
   "make_method",
-  "plan",
+  "outlook",
   "prepare",
   "save_config",
 ]

@@ -29,7 +29,7 @@ _CRITICS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Sizes:
   """UserError for values out of range. The paper's: lr 3e-4, batch 256, hidden (256, 256)."""
 
   lr: float = 1e-3
@@ -64,7 +64,7 @@ class Learner(Record):
 class Networks:
   """Policy and critics of a family: pure functions of parameters."""
 
-  def __init__(self, family: Family, plan: Plan):
+  def __init__(self, family: Family, plan: Sizes):
     s, a, wide = family.observation, family.actions, tuple(plan.hidden)
     self.policy = mlp.MLPConfig(s, 2 * a, hidden=wide, activation="relu")
     self.critic = mlp.MLPConfig(s + a, 1, hidden=wide, activation="relu")
@@ -105,7 +105,7 @@ def _tower(key: Array, sizes: tuple[int, ...]) -> list[dict[str, Array]]:
   return layers
 
 
-def losses(nets: Networks, plan: Plan, params, slow, batch: Transitions, noise: Array) -> Array:
+def losses(nets: Networks, plan: Sizes, params, slow, batch: Transitions, noise: Array) -> Array:
   """J_Q + J_pi + J_alpha on a batch [B]; each moves its own parameters. noise: normal [2, B, A],
   of the action here and of the next."""
   held = jax.lax.stop_gradient
@@ -129,7 +129,7 @@ def learn(
   key: Array,
   *,
   episodes: int,
-  plan: Plan = Plan(),
+  plan: Sizes = Sizes(),
   say: Callable[[str], Any] = lambda text: None,
 ) -> Transitions:
   """Histories [N, episodes * horizon] of one learner on each of these tasks, stacked [N].
@@ -161,7 +161,7 @@ def learn(
   return replay
 
 
-def _make_episode(family: Family, nets: Networks, plan: Plan, tx):
+def _make_episode(family: Family, nets: Networks, plan: Sizes, tx):
   """episode(tasks, learners, replay, key, number) -> (learners, replay, returns [N]). All that is
   random is drawn at its start: far fewer draws to compile."""
   blocks = family.horizon // plan.every

@@ -1,9 +1,10 @@
-"""The one compiled step in which methods and models meet: credit, gradient, update, memory.
+"""The one compiled step in which methods and models meet: gradient and optimizer.
 
-credit    from data alone, on the whole batch
 gradient  sums over micro-batches; exact, since a loss is sum(weight * term)
 update    one optimizer step a mini-batch, `epochs` times over the batch
-remember  the method's own state, after the update
+
+Credit is made before, once, by `credit_of`; what the method keeps is brought up to date after, by
+`supply.remember`: a loop shows all three.
 """
 
 import dataclasses
@@ -15,10 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax.models.policy import Forward
-from grpo_jax.types import Batch, Credit, Fwd, Method, Metrics, Now, Rollouts, TrainState
-
-# What the loops can put into a batch for methods that ask for it.
-SUPPLIED = ("logp_old", "ref", "entropy", "value", "entropy_old")
+from grpo_jax.types import Batch, Credit, Fwd, Method, Metrics, Rollouts, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,24 +34,23 @@ class Cut:
     return self.epochs * self.mini == 1
 
 
-def wants_old(method: Method, cut: Cut) -> bool:
-  """Whether the policy that sampled has to score the batch before the update."""
-  return not cut.on_policy or bool({"logp_old", "value", "entropy_old"} & set(method.needs))
-
-
-def with_old(batch: Batch, old: Fwd) -> Batch:
-  """The batch with what the policy that sampled it says of its tokens."""
-  values = {} if old.value is None else {"value": old.value}
-  return batch.replace(logp_old=old.logp, entropy_old=old.entropy, extra={**batch.extra, **values})
-
-
-def init_state(params: Any, tx: optax.GradientTransformation, method: Method, num_prompts: int):
+def init_state(
+  params: Any, tx: optax.GradientTransformation, method: Method, num_prompts: int, store: Any = ()
+) -> TrainState:
   return TrainState(
     params=params,
     opt_state=tx.init(params),
     method_state=method.init(num_prompts),
     step=jnp.zeros((), jnp.int32),
+    store=store,
   )
+
+
+def credit_of(
+  method: Method, method_state: Any, step: jax.Array, rollouts: Rollouts, batch: Batch
+) -> Credit:
+  """The method's credit of a whole batch; `step`: updates made so far, which `credit` may read."""
+  return method.credit(method_state, rollouts.replace(step=step), batch)
 
 
 def _fresh(tx: optax.GradientTransformation, params: Any, old: Any) -> Any:
@@ -79,14 +76,14 @@ def _take(tree: Any, count: int, pieces: int, index) -> Any:
   return jax.tree.map(pick, tree)
 
 
-def _piece(rollouts: Rollouts, batch: Batch, extras: Any, pieces: int, index):
-  """Rollouts, batch and credit of one piece, with `owner` counted inside the piece."""
-  count, group = rollouts.reward.shape
+def _piece(shape: tuple[int, int], batch: Batch, credit: Credit, pieces: int, index):
+  """Batch and credit of one piece of [N, G] = `shape`, with `owner` counted inside the piece."""
+  count, group = shape
   if pieces == 1:
-    return rollouts, batch, extras
+    return batch, credit
   prompt = batch.owner // group  # prompts of a piece are index, index + pieces, ...
   batch = batch.replace(owner=(prompt - index) // pieces * group + batch.owner % group)
-  return _take((rollouts, batch, extras), count, pieces, index)
+  return _take((batch, credit), count, pieces, index)
 
 
 def _combine(a: Metrics, b: Metrics) -> Metrics:
@@ -112,6 +109,14 @@ def _per_token(fwd: Fwd, batch: Batch) -> dict[str, jax.Array]:
   return out if fwd.entropy is None else out | {"entropy": fwd.entropy}
 
 
+def _scaled(credit: Credit, mini: int) -> Credit:
+  """What a mini-batch is to minimize: its share of the whole, times the number of mini-batches."""
+  if mini == 1:
+    return credit
+  weights = {name: x * mini for name, x in credit.weights.items()}
+  return credit.replace(weight=credit.weight * mini, weights=weights)
+
+
 def make_update(
   method: Method,
   forward: Forward,
@@ -119,15 +124,18 @@ def make_update(
   cut: Cut = Cut(),
   learning_rate: Callable[[jax.Array], jax.Array] | None = None,
   shardings: TrainState | None = None,
+  settle: Callable[[Any, Any], Any] | None = None,
 ):
-  """update(state, rollouts, batch, key) -> (state, metrics, tokens), jitted, `state` donated.
+  """update(state, rollouts, batch, credit, key) -> (state, metrics, tokens), jitted, `state`
+  donated.
 
   metrics: scalars of the first mini-batch's pass for what is measured before the update
   (max_logp_gap), means over mini-batches for the rest. tokens: arrays [R, T] of the first pass
   (logp, entropy, ratio, adv) for the rollout viewer. `key` shuffles prompts into mini-batches when
-  there are several. Denominators are those of the mini-batch; advantages those of the whole batch.
+  there are several. Advantages and denominators are those of the whole batch (types.Credit).
   shardings: of the state, which the new state keeps; left to XLA, they may differ from the old
-  ones, and every program that reads the state is compiled once more.
+  ones, and every program that reads the state is compiled once more. settle(new params, old) ->
+  params after every optimizer step: slow copies, projections.
   """
 
   def loss_of(params, batch: Batch, credit: Credit, tokens):
@@ -135,7 +143,7 @@ def make_update(
     loss, metrics = method.loss(fwd, batch, credit)
     return loss, (metrics | _observe(fwd, batch, tokens), _per_token(fwd, batch))
 
-  def gradient(params, rollouts, batch, credit):
+  def gradient(params, shape, batch, credit):
     """Sum over micro-batches of gradient, loss and metrics; per-token arrays in the given order."""
     tokens = jnp.maximum(jnp.sum(batch.mask), 1)
     grad = jax.value_and_grad(loss_of, has_aux=True)
@@ -144,7 +152,7 @@ def make_update(
       return grads, metrics | {"loss": loss}, per_token
 
     def one(index):
-      _, b, c = _piece(rollouts, batch, credit, cut.micro, index)
+      b, c = _piece(shape, batch, credit, cut.micro, index)
       (loss, (metrics, per_token)), grads = grad(params, b, c, tokens)
       return grads, metrics | {"loss": loss}, per_token
 
@@ -157,51 +165,44 @@ def make_update(
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
     zero[1].update({k: v - jnp.inf for k, v in zero[1].items() if k.startswith("max_")})
     (grads, metrics), pieces = jax.lax.scan(add, zero, jnp.arange(cut.micro))
-    return grads, metrics, jax.tree.map(lambda x: _interleave(x, rollouts.reward.shape), pieces)
+    return grads, metrics, jax.tree.map(lambda x: _interleave(x, shape), pieces)
 
-  def one_update(carry, rollouts, batch, adv):
+  def one_update(carry, shape, batch, credit):
     params, opt_state = carry
-    credit = method.credit(adv["state"], rollouts, batch)
-    if cut.mini > 1:  # whole-batch advantages under the mini-batch's own denominators
-      credit = credit.replace(adv=adv["adv"], adv_token=adv["adv_token"])
-    grads, metrics, per_token = gradient(params, rollouts, batch, credit)
+    grads, metrics, per_token = gradient(params, shape, batch, credit)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
       updates, opt_state = tx.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return (optax.apply_updates(params, updates), opt_state), metrics, per_token
+    new = optax.apply_updates(params, updates)
+    return (new if settle is None else settle(new, params), opt_state), metrics, per_token
 
-  def update(state: TrainState, rollouts: Rollouts, batch: Batch, key: jax.Array):
-    credit = method.credit(state.method_state, rollouts, batch)
+  def update(state: TrainState, rollouts: Rollouts, batch: Batch, credit: Credit, key: jax.Array):
     opt_state = state.opt_state
     if method.fresh_optimizer:
       opt_state = _fresh(tx, state.params, opt_state)
-    carry = (state.params, opt_state)
-    whole = {"adv": credit.adv, "adv_token": credit.adv_token}
-    memory = state.method_state
+    carry, shape = (state.params, opt_state), rollouts.reward.shape
     if cut.on_policy:
-      carry, metrics, per_token = one_update(carry, rollouts, batch, whole | {"state": memory})
+      carry, metrics, per_token = one_update(carry, shape, batch, credit)
     else:
-      carry, metrics, per_token = _epochs(carry, rollouts, batch, whole, memory, key)
+      carry, metrics, per_token = _epochs(carry, shape, batch, credit, key)
     params, opt_state = carry
     if learning_rate is not None:
       metrics["lr"] = learning_rate(state.step)
-    now = Now(metrics=metrics, step=state.step)
-    memory = method.remember(state.method_state, rollouts, batch, now)
     adv = credit.adv_token
     adv = jnp.take_along_axis(credit.adv, batch.unit, axis=1) if adv is None else adv
     per_token["adv"] = adv * batch.mask
-    state = TrainState(params=params, opt_state=opt_state, method_state=memory, step=state.step + 1)
+    state = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
     return state, metrics, per_token
 
-  def _epochs(carry, rollouts, batch, whole, memory, key):
-    count, group = rollouts.reward.shape
+  def _epochs(carry, shape, batch, credit, key):
+    whole = _scaled(credit, cut.mini)
 
     def mini(carry, index):
       epoch, j = index // cut.mini, index % cut.mini
-      order = jax.random.permutation(jax.random.fold_in(key, epoch), count)
-      r, b, w = _reorder(rollouts, batch, whole, order, group)
-      r, b, w = _piece(r, b, w, cut.mini, j)
-      carry, metrics, per_token = one_update(carry, r, b, w | {"state": memory})
+      order = jax.random.permutation(jax.random.fold_in(key, epoch), shape[0])
+      b, c = _reorder(shape, batch, whole, order)
+      b, c = _piece(shape, b, c, cut.mini, j)
+      carry, metrics, _ = one_update(carry, (shape[0] // cut.mini, shape[1]), b, c)
       return carry, metrics
 
     carry, metrics = jax.lax.scan(mini, carry, jnp.arange(cut.epochs * cut.mini))
@@ -217,9 +218,9 @@ def make_update(
   return jax.jit(update, donate_argnums=0, out_shardings=out)
 
 
-def _reorder(rollouts: Rollouts, batch: Batch, whole: Any, order: jax.Array, group: int):
+def _reorder(shape: tuple[int, int], batch: Batch, credit: Credit, order: jax.Array):
   """Prompts in another order, rows with them; `owner` keeps pointing at its rollout."""
-  count = order.shape[0]
+  count, group = shape
 
   def move(x):
     y = x.reshape(count, x.shape[0] // count, *x.shape[1:])
@@ -227,7 +228,7 @@ def _reorder(rollouts: Rollouts, batch: Batch, whole: Any, order: jax.Array, gro
 
   place = jnp.argsort(order)  # where each prompt went
   owner = place[batch.owner // group] * group + batch.owner % group
-  return jax.tree.map(move, (rollouts, batch.replace(owner=owner), whole))
+  return jax.tree.map(move, (batch.replace(owner=owner), credit))
 
 
 def _interleave(pieces: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import json
 
-from grpo_jax.names import unknown
+from grpo_jax.names import one_of
 from grpo_jax.reasoning_gym import gym_dataset
 from grpo_jax.verifiers.item import Item, first_line, tagged
 
@@ -26,8 +26,7 @@ def make(extract: str = "auto", binary: bool = False):
   Many tasks give partial credit, e.g. len(answer) / len(text) where the text contains the answer.
   Needs item.meta["task"] (name and params) and item.meta["entry"]; without them, None.
   """
-  if extract not in EXTRACT:
-    raise unknown("reward.parts.args.extract", extract, EXTRACT)
+  one_of("reward.parts.args.extract", extract, EXTRACT)
   loaded = {}
 
   def dataset(task: dict):

@@ -5,16 +5,13 @@
 -1                                    L > max_tokens
 """
 
-from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.verifiers.item import Item
 
 
 def make(max_tokens: int, soft_tokens: int):
   """L is counted in tokens; without token counts the part does not apply."""
-  if not 0 < soft_tokens <= max_tokens:
-    raise UserError(
-      f"reward.parts.args.soft_tokens: must be in 1 .. max_tokens = {max_tokens}, got {soft_tokens}"
-    )
+  between("reward.parts.args.soft_tokens", soft_tokens, high=max_tokens, above=0)
   free = max_tokens - soft_tokens
 
   def score(completion: str, item: Item, tokens: int | None) -> float | None:

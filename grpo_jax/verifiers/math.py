@@ -7,8 +7,7 @@ Answers that are no numbers are compared as text, LaTeX dressing and spaces apar
 import re
 from fractions import Fraction
 
-from grpo_jax.errors import UserError
-from grpo_jax.names import unknown
+from grpo_jax.names import between, one_of
 from grpo_jax.verifiers.item import Item, first_line, tagged
 
 EXTRACT = ("auto", "first_line", "last_number", "boxed", "hashes", "tag", "all")
@@ -151,10 +150,8 @@ def make(extract: str = "auto", tolerance: float = 0.0):
 
   None (does not apply) for problems without an answer.
   """
-  if extract not in EXTRACT:
-    raise unknown("reward.parts.args.extract", extract, EXTRACT)
-  if not 0.0 <= tolerance < 1.0:
-    raise UserError(f"reward.parts.args.tolerance: must be in [0, 1), got {tolerance}")
+  one_of("reward.parts.args.extract", extract, EXTRACT)
+  between("reward.parts.args.tolerance", tolerance, 0, below=1)
 
   def score(completion: str, item: Item, tokens: int | None) -> float | None:
     del tokens

@@ -1,9 +1,13 @@
 """Reward parts by name: built-in ones, or any function as "module:function".
 
-A part is a name, or {"name", "weight", "args", "verdict", "threshold", "sources"}:
+A part is a name, or {"name", "weight", "args", "verdict", "threshold", "sources", "units"}:
 
   reward  = sum of weight * part over the parts that are not None
   correct = some verdict part has value >= threshold
+
+With `units` = K above 0 a part judges the units of a completion (lines, turns): its function gives
+a list of numbers, of which the first K count (the rest is of text beyond the last unit), the part's
+value is their sum, and methods read each in unit_reward.
 
 `verdict` marks the parts that judge correctness; where none is marked, the first part that is not
 about form (format, length). `sources` limits a part to problems with one of these labels.
@@ -26,8 +30,10 @@ BUILTIN = {
   "reasoning_gym": "grpo_jax.verifiers.gym",
   "format": "grpo_jax.verifiers.format",
   "length": "grpo_jax.verifiers.length",
+  "lines": "grpo_jax.verifiers.lines",
 }
 _FORM = ("format", "length")
+Value = float | list[float] | None  # of one part: a list where it judges units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Spec:
   verdict: bool | None = None
   threshold: float = 1.0
   sources: tuple[str, ...] | None = None
+  units: int = 0
 
 
 def parse(parts: Sequence[Any]) -> list[Spec]:
@@ -56,6 +63,10 @@ def parse(parts: Sequence[Any]) -> list[Spec]:
     spec = Spec(**part)
     if not isinstance(spec.weight, int | float) or not math.isfinite(spec.weight):
       raise UserError(f"{where}.weight: expected a finite number, got {spec.weight!r}")
+    if not isinstance(spec.units, int) or spec.units < 0:
+      raise UserError(f"{where}.units: expected a number of units, at least 0, got {spec.units!r}")
+    if spec.units and any(s.units for s in specs):
+      raise UserError(f"{where}.units: one part can judge units; {specs[-1].name} does already")
     specs.append(spec)
   if all(s.verdict is None for s in specs):
     judges = [i for i, s in enumerate(specs) if s.name not in _FORM] or [0]
@@ -72,9 +83,9 @@ def _user_function(name: str, args: dict) -> Callable:
   if not callable(function):
     raise UserError(f"reward.parts.name: {name!r} is not a function")
 
-  def score(completion: str, item: Item, tokens: int | None) -> float | None:
+  def score(completion: str, item: Item, tokens: int | None) -> "Value":
     del tokens
-    return cast("float | None", function(completion, item, **args))  # checked by score_one
+    return cast("Value", function(completion, item, **args))  # checked by score_one
 
   return score
 
@@ -97,17 +108,28 @@ def load(specs: Sequence[Spec]) -> list[Callable]:
 
 def score_one(
   specs: Sequence[Spec], scorers: Sequence[Callable], completion: str, item: Item, tokens
-) -> list[float | None]:
+) -> list[Value]:
   """Values of all parts; an exception of a scorer passes through."""
-  values: list[float | None] = []
+  values: list[Value] = []
   for spec, scorer in zip(specs, scorers, strict=True):
     if spec.sources is not None and item.meta.get("source") not in spec.sources:
       values.append(None)
       continue
     value = scorer(completion, item, tokens)
     if value is not None:
-      value = float(value)
-      if not math.isfinite(value):
-        raise ValueError(f"reward part {spec.name} returned {value}")
+      value = _units(spec, value) if spec.units else _finite(spec, value)
     values.append(value)
   return values
+
+
+def _finite(spec: Spec, value) -> float:
+  value = float(value)
+  if not math.isfinite(value):
+    raise ValueError(f"reward part {spec.name} returned {value}")
+  return value
+
+
+def _units(spec: Spec, values) -> list[float]:
+  if isinstance(values, int | float | str):
+    raise ValueError(f"reward part {spec.name} returned {values!r}, not a number a unit")
+  return [_finite(spec, value) for value in values[: spec.units]]

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.verifiers import parts as parts_lib
 from grpo_jax.verifiers.item import as_row
 from grpo_jax.verifiers.server import HEADER, write_message
@@ -43,6 +44,7 @@ class Scores:
   failure: tuple[str | None, ...]  # kind of failure, or None
   failed: dict[str, int]  # counts by kind; every kind is a key
   errors: tuple[str, ...]  # the first few distinct messages, for the log
+  units: np.ndarray | None = None  # f32[n, K] of the part that judges units; 0 where none is
 
 
 class _Dead(Exception):
@@ -89,8 +91,7 @@ class RewardPool:
   ):
     self.specs = parts_lib.parse(parts)
     for name, value in (("workers", workers), ("timeout_s", timeout_s), ("memory_mb", memory_mb)):
-      if not value > 0:
-        raise UserError(f"reward.{name}: must be above 0, got {value!r}")
+      between(f"reward.{name}", value, above=0)
     self._hello = {
       "parts": [dataclasses.asdict(s) for s in self.specs],
       "workers": int(workers),
@@ -218,9 +219,15 @@ class RewardPool:
   def _scores(self, replies: list[dict]) -> Scores:
     n, c = len(replies), len(self.specs)
     values = np.full((n, c), np.nan, np.float32)
+    judging = next((s.units for s in self.specs if s.units), 0)
+    of_units = np.zeros((n, judging), np.float32)
     for i, reply in enumerate(replies):
       given = [0.0] * c if "failed" in reply else reply["parts"]
-      values[i] = [np.nan if v is None else v for v in given]
+      for each in given:
+        if isinstance(each, list):
+          of_units[i, : len(each)] = each
+      total = lambda v: sum(v) if isinstance(v, list) else v
+      values[i] = [np.nan if v is None else total(v) for v in given]
     applies = ~np.isnan(values)
     weight = np.asarray([s.weight for s in self.specs], np.float64)
     reward = np.sum(np.where(applies, values, 0.0) * weight[None, :], axis=1)
@@ -237,6 +244,7 @@ class RewardPool:
       failure=failure,
       failed={kind: failure.count(kind) for kind in KINDS},
       errors=tuple(dict.fromkeys(r["error"] for r in replies if "failed" in r))[:3],
+      units=of_units if judging else None,
     )
 
   def _stop(self) -> None:

@@ -15,7 +15,7 @@ from grpo_jax.models import decoder
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.policy import make_forward
 from grpo_jax.train.update import init_state, make_update
-from grpo_jax.types import Batch, Rollouts
+from grpo_jax.types import Batch, Credit, Rollouts
 
 pytestmark = pytest.mark.aot
 GIB = 2**30
@@ -57,7 +57,7 @@ PLANS = (
 
 
 def arguments(plan: Plan, mesh, make):
-  """(state, rollouts, batch, key) as shapes with the shardings that a run gives them."""
+  """(state, rollouts, batch, credit, key) as shapes with the shardings that a run gives them."""
 
   def shaped(shape, dtype, where):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -86,8 +86,9 @@ def arguments(plan: Plan, mesh, make):
     truncated=shaped((n, g), jnp.bool_, whole),
     length=shaped((n, g), jnp.int32, whole),
   )
+  credit = Credit(adv=shaped((r, 1), jnp.float32, rows), weight=shaped((r, t), jnp.float32, rows))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return state, rollouts, batch, shaped(key.shape, key.dtype, whole)
+  return state, rollouts, batch, credit, shaped(key.shape, key.dtype, whole)
 
 
 def compile_update(plan: Plan, devices):

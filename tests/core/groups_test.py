@@ -1,5 +1,7 @@
 """Group statistics against float64 loops, and what degenerate groups give."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -130,6 +132,32 @@ def test_statistics_keep_trailing_axes_apart():
     np.testing.assert_allclose(f(x, alive), apart, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("reward", [(0.1, 0.3, 0.5), (0.7, 0.1, 0.4), (1e4, 1e4 + 200, 1e4 + 100)])
+def test_what_equals_the_mean_on_paper_is_on_neither_side_of_it(reward):
+  middle = sorted(reward)[1]
+  for order in itertools.permutations(reward):
+    x = jnp.asarray([order], jnp.float32)
+    above, below = groups.sides(x, jnp.ones((1, 3), bool))
+    np.testing.assert_array_equal(above[0], [r > middle for r in order])
+    np.testing.assert_array_equal(below[0], [r < middle for r in order])
+
+
+def test_float32_really_puts_the_middle_one_on_a_side_without_that_guard():
+  x = jnp.asarray([[0.1, 0.3, 0.5]], jnp.float32)
+  assert groups.center(x, jnp.ones((1, 3), bool))[0, 1] != 0
+
+
+@quick
+@given(reward=rewards, alive=alives)
+def test_sides_are_the_signs_of_the_centered_and_the_dead_are_on_none(reward, alive):
+  above, below = groups.sides(reward, alive)
+  sign = loops(
+    reward, alive, lambda r: np.where(abs(r - r.mean()) > 2e-6 * abs(r).max(), r - r.mean(), 0)
+  )
+  np.testing.assert_array_equal(above, sign > 0)
+  np.testing.assert_array_equal(below, sign < 0)
+
+
 def test_an_unknown_scale_names_the_choices():
-  with pytest.raises(UserError, match="use one of group, batch, none"):
+  with pytest.raises(UserError, match="^scale: unknown name .std.; known: batch, group, none"):
     groups.standardize(jnp.zeros((1, 2)), jnp.ones((1, 2), bool), scale="std")

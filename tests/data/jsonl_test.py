@@ -86,6 +86,23 @@ def test_a_heldout_file_is_taken_out_of_the_training_rows(tmp_path):
   assert len(data.heldout) == 4 and len(data.train) == 16 and data.dropped == 4
 
 
+def test_questions_that_make_the_prompt_of_a_held_out_one_are_left_out_and_counted(tmp_path):
+  lines = [
+    json.dumps({"prompt": f"{name}: add {i}", "answer": str(i)})
+    for i in range(20)
+    for name in ("Ann", "Bob", "Cy")
+  ]
+  spec = {"question_regex": r"add \d+"}
+  config = {"source": "jsonl", "path": written(tmp_path, *lines), "heldout": 6, "prompt": spec}
+  data = load(config)
+  held, train = {p.prompt for p in data.heldout}, [p.prompt for p in data.train]
+  assert held.isdisjoint(train) and set(train) | held == {f"add {i}" for i in range(20)}
+  assert data.dropped == 60 - 6 - len(train) > 0
+  assert load(config | {"prompt": None}).dropped == 0
+  with pytest.raises(UserError, match="question_regex: it leaves no training prompt"):
+    load(config | {"prompt": {"question_regex": "add"}})
+
+
 def test_heldout_that_leaves_nothing_to_train_on_is_refused(tmp_path):
   with pytest.raises(UserError, match="data.heldout: 20 of 20"):
     load({"source": "jsonl", "path": written(tmp_path, *rows(20)), "heldout": 20})

@@ -41,7 +41,27 @@ def test_verdicts_are_those_of_python_lists():
   tw.agree(world, oracle(world, 10))
 
 
-def test_loops_and_repeats_of_card_01_and_31():
+def test_the_largest_number_is_asked_for_and_a_habit_writes_more_than_it_must():
+  world = tw.get("free_length", task="max", terms=3, need=2, extra=5, answer=12)
+
+  def verdict(prompt, written):
+    need, *rest = prompt
+    assert rest[1::2] == ["|", "|", "="]
+    body, stopped = tw.before_stop(written)
+    correct = stopped and body.count(">") == 1 and body[-2:-1] == [">"]
+    correct = correct and body[-1] == str(max(map(int, rest[::2])))
+    correct = correct and body.count("#") >= int(need)
+    return correct, correct, [len(body) / world.answer, loop(body), repeat(body)]
+
+  tw.agree(world, verdict)
+  made, solutions = tw.problems(world, tw.ROWS)
+  _, habits = tw.compiled(world.imitated)[0](0, np.arange(tw.ROWS))
+  played = tw.play(world, made, np.asarray(habits))
+  more = played.length - np.sum(solutions != 0, axis=1)
+  assert np.all(played.verdict.correct) and set(more) == set(range(6))
+
+
+def test_loops_and_repeats_of_papers_01_and_31():
   both = jax.jit(lambda x, n: (loop_share(x, n), repeat_share(x, n)))
   rng = np.random.default_rng(0)
   texts = ["abcabcabc", "xxabab", "abcdef", "baaaaa", "a", "aa", "aba", "abcxabc", "abcabcab"]

@@ -64,6 +64,20 @@ def test_chance_is_the_share_over_all_answers():
   assert total == pytest.approx(world.chance, rel=1e-9)
 
 
+@pytest.mark.parametrize("shown", [0.0, 0.3])
+def test_the_start_is_plain_and_solves_the_hard_prompts_it_is_shown(shown):
+  world = tw.get("gated", shown=shown)
+  made, solutions = tw.problems(world, tw.ROWS)
+  assert np.all(solutions[:, 0] == world.symbols.index("~"))
+  _, habits = tw.compiled(world.imitated)[0](0, np.arange(tw.ROWS))
+  verdict = tw.play(world, made, np.asarray(habits)).verdict
+  family = made.data["family"]
+  assert not np.any(verdict.parts[:, 3]) and np.all(verdict.correct[family == 0])
+  assert not np.any(verdict.correct[family == 2])
+  hard = verdict.correct[family == 1]
+  assert abs(np.mean(hard) - shown) <= 4 * np.sqrt(shown * (1 - shown) / len(hard))
+
+
 def test_shares_above_one_are_refused():
   with pytest.raises(ValueError, match="hopeless"):
     tw.get("gated", hard=0.6, hopeless=0.6)

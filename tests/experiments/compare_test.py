@@ -87,7 +87,7 @@ def test_a_start_is_made_once_for_all_that_ask_for_it(monkeypatch):
   monkeypatch.setattr(cells.fused, "make_start", made)
   starts = cells.Starts(2, calls.append)
   world: Any = None  # not read by the start above
-  plan = cells.fused.Plan(warm_steps=10)
+  plan = cells.fused.Sizes(warm_steps=10)
   params, steps = starts("a", world, plan, [5, 3, 5])
   np.testing.assert_array_equal(params["w"], [[5, 5], [3, 3], [5, 5]])
   np.testing.assert_array_equal(steps, [15, 13, 15])

@@ -10,7 +10,7 @@ import pytest
 
 from configs import t2mir
 from experiments.common import figures as in_context
-from experiments.common import statements
+from experiments.common import first_protocol as statements
 from experiments.t2mir import __main__ as page
 from experiments.t2mir import claims, routing
 from grpo_jax.train import in_context as in_context_loop

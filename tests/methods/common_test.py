@@ -165,6 +165,19 @@ def test_nan_in_every_masked_slot_changes_neither_value_nor_gradient(case):
 
 
 @every_case
+def test_nan_in_all_that_is_said_of_a_dead_rollout_changes_neither_value_nor_gradient(case):
+  method, clean, dirty = case.make(), case.problem(dead=0.3), case.problem(dead=0.3)
+  assert (~dirty.alive & (dirty.length() > 0)).any()
+  for x in (*dirty.fields.values(), dirty.unit_value):
+    x[~dirty.alive] = np.nan
+  for layout in ("flat", *case.layouts):
+    expected, found = (problems.run(method, p, layout) for p in (clean, dirty))
+    chex.assert_trees_all_equal(found, expected)
+    for grad in found[2:4]:
+      assert grad is None or (grad[~dirty.alive] == 0).all()
+
+
+@every_case
 def test_an_empty_mask_a_dead_batch_and_all_truncated_give_zero_without_nan(case):
   for change in ("mask", "alive", *["truncated"] * case.kwargs.get("drop_truncated", False)):
     p = case.problem()

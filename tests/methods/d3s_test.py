@@ -257,8 +257,8 @@ def test_the_random_control_keeps_as_much_and_changes_with_the_step():
 @pytest.mark.parametrize(
   ("kwargs", "message"),
   [
-    ({"scope": "prompt"}, "scope='prompt' is unknown: use batch or group"),
-    ({"pick": "best"}, "pick='best' is unknown: use variance or random"),
+    ({"scope": "prompt"}, "scope: unknown name 'prompt'.*known: batch, group"),
+    ({"pick": "best"}, "pick: unknown name 'best'.*known: random, variance"),
     ({"total_steps": 0}, "total_steps=0: must be the length of the schedule"),
     ({"samples": (0.0, 1.0)}, "samples=.*above 0 and at most 1"),
     ({"tokens": (10.0, 200.0)}, "tokens=.*per cent"),

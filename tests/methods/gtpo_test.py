@@ -154,6 +154,9 @@ def test_template_tokens_are_doubled_in_the_good_and_left_alone_in_the_bad():
     (("xAB", "AB"), [1, 0], [[1, 2, 2], [0, 0]]),  # the same end at other places
     (("AB", "AB", "AB"), [1, 1, 1], [[1, 1]] * 3),  # no bad one
     (("AB", "AB", "AB"), [1, 0.5, 0], [[4, 4], [1, 1], [0, 0]]),  # A = 0 is inactive
+    # in float32 0.3 is not the mean of 0.1, 0.3 and 0.5: still inactive
+    (("AB", "AB", "CB"), [0.3, 0.1, 0.5], [[1, 1], [1, 0], [1, 2]]),
+    (("AB", "AB", "CB"), [0.3, 0.5, 0.1], [[1, 1], [1, 2], [1, 0]]),
     (("AB",), [1], [[1, 1]]),
   ],
 )

@@ -250,9 +250,9 @@ def test_shuffled_decisions_keep_their_number_and_change_with_the_step():
 
 
 def test_bad_input_is_one_line():
-  with pytest.raises(UserError, match="sft_mean='rows' is unknown: use prompts or tokens"):
+  with pytest.raises(UserError, match="sft_mean: unknown name 'rows'; .*known: prompts, tokens"):
     methods.get("hpt_unified", max_tokens=9, sft_mean="rows")
-  with pytest.raises(UserError, match="max_tokens=0 must be the token budget"):
+  with pytest.raises(UserError, match="max_tokens=0: must be the token budget"):
     methods.get("hpt_unified", max_tokens=0)
 
 

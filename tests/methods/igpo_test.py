@@ -262,5 +262,5 @@ def test_missing_beliefs_packed_rows_and_unknown_names_are_one_line():
     method = methods.get("igpo", gain="constant", normalize="position_mean")
     jax.eval_shape(method.credit, (), rollouts_, packed)
   for field in ("gain", "normalize"):
-    with pytest.raises(UserError, match=f"{field}='x' is unknown: use one of"):
+    with pytest.raises(UserError, match=f"{field}: unknown name 'x'; known: "):
       methods.get("igpo", **{field: "x"})

@@ -69,5 +69,5 @@ def test_one_unit_with_the_reward_of_its_rollout_is_the_plain_method():
 
 
 def test_an_unknown_place_of_rewards_is_refused():
-  with pytest.raises(UserError, match="rewards='step' is unknown"):
+  with pytest.raises(UserError, match="rewards: unknown name 'step'"):
     methods.get("ppo", rewards="step")

@@ -163,6 +163,7 @@ def lay_out(p: Problem, layout: str, needs: tuple[str, ...] = (), junk: float = 
     unit_mask=jnp.asarray(unit_mask, dtype),
     owner=jnp.asarray(owner, jnp.int32),
     logp_old=made["logp_old"],
+    logp_sampler=made["logp_old"],
     logp_ref=made["logp_ref"] if "ref" in needs else None,
     entropy_old=made["entropy_old"] if "entropy_old" in needs else None,
     unit_reward=of_unit if "unit_reward" in needs else None,

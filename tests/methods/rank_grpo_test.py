@@ -283,7 +283,7 @@ def test_a_group_of_one_missing_relevance_and_unknown_names_are_one_line():
   with pytest.raises(UserError, match="batch.unit_reward is missing"):
     jax.eval_shape(method.credit, (), rollouts_, batch)
   for field in ("reward", "reduction"):
-    with pytest.raises(UserError, match=f"{field}='x' is unknown"):
+    with pytest.raises(UserError, match=f"{field}: unknown name 'x'"):
       methods.get("rank_grpo", **{field: "x"})
-  with pytest.raises(UserError, match="ranks=0 must be"):
+  with pytest.raises(UserError, match="ranks=0: must be"):
     methods.get("rank_grpo", ranks=0)

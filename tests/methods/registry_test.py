@@ -1,12 +1,17 @@
 """`methods.get`: names, keywords, and one-line errors that name the fix."""
 
+import csv
+import importlib
 import re
+from pathlib import Path
 
 import pytest
 
 from grpo_jax import methods
 from grpo_jax.errors import UserError
 from grpo_jax.types import Method
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_listed_name_is_a_module_with_make():
@@ -27,6 +32,20 @@ def test_every_listed_name_is_a_module_with_make():
     assert isinstance(methods.get(name, **required), Method)
 
 
+def test_every_paper_says_its_title_its_authors_and_where_it_is():
+  lines = (ROOT / "experiments/papers.tsv").read_text(encoding="utf-8").splitlines()
+  papers = csv.DictReader(lines, delimiter="\t")
+  titles = {re.sub(r"[-.]", "_", row["slug"]): row["title"] for row in papers}
+  squeezed = lambda text: re.sub(r"\W+", "", text).lower()
+  for name, path in methods._known().items():
+    text = importlib.import_module(path).__doc__ or ""
+    if name == "sft":  # nobody's
+      continue
+    assert re.search(r"^\S.* \d{4}, https://(arxiv\.org/abs|doi\.org)/", text, re.M), name
+    if name in titles:
+      assert squeezed(titles[name])[:60] in squeezed(text), name
+
+
 def test_hyphens_stand_for_underscores():
   assert methods.defaults("dr-grpo") == methods.defaults("dr_grpo")
 
@@ -34,28 +53,28 @@ def test_hyphens_stand_for_underscores():
 @pytest.mark.parametrize(
   ("name", "kwargs", "message"),
   [
-    ("gropo", {}, r"'gropo' is unknown \(did you mean .*'grpo'"),
-    ("", {}, r"'' is unknown; there are: .*grpo"),
-    ("__init__", {}, "is unknown"),
-    ("base", {}, "is unknown"),
-    ("os", {}, "is unknown"),
-    ("grpo", {"eps_hihg": 1.0}, r"no hyperparameter 'eps_hihg' \(did you mean 'eps_high'"),
-    ("sft", {"lr": 1.0}, "it has: aggregate"),
-    ("dr_grpo", {}, "needs the hyperparameter 'max_tokens'"),
-    ("grpo", {"kl": "k4"}, "kl='k4' is unknown: use one of k1"),
-    ("gspo", {"form": "word"}, "use sequence or token"),
-    ("reinforce", {"baseline": "mean"}, "use batch or none"),
-    ("grpo", {"scale": "std"}, "scale='std' is unknown: use one of group, batch, none"),
-    ("grpo", {"aggregate": "mean"}, "aggregate='mean' is unknown: use one of rollout_mean"),
-    ("sft", {"aggregate": "mean"}, "aggregate='mean' is unknown"),
-    ("grpo", {"aggregate": "constant"}, "max_tokens=None must be the token budget"),
-    ("dr_grpo", {"max_tokens": 0}, "max_tokens=0 must be the token budget"),
+    ("gropo", {}, "^method: unknown name 'gropo'; did you mean '(dr_)?grpo'"),
+    ("", {}, "unknown name ''; known: .*grpo"),
+    ("__init__", {}, "unknown name"),
+    ("base", {}, "unknown name"),
+    ("os", {}, "unknown name"),
+    ("grpo", {"eps_hihg": 1.0}, "^method grpo: unknown name 'eps_hihg'; did you mean 'eps_high'"),
+    ("sft", {"lr": 1.0}, "known: aggregate"),
+    ("dr_grpo", {}, "give max_tokens, which has no default"),
+    ("grpo", {"kl": "k4"}, "kl: unknown name 'k4'; .*known: k1, "),
+    ("gspo", {"form": "word"}, "form: .*known: sequence, token"),
+    ("reinforce", {"baseline": "mean"}, "baseline: .*known: batch, none"),
+    ("grpo", {"scale": "std"}, "scale: unknown name 'std'; known: batch, group, none"),
+    ("grpo", {"aggregate": "mean"}, "aggregate: unknown name 'mean'; .*rollout_mean"),
+    ("sft", {"aggregate": "mean"}, "aggregate: unknown name 'mean'"),
+    ("grpo", {"aggregate": "constant"}, "max_tokens=None: must be the token budget"),
+    ("dr_grpo", {"max_tokens": 0}, "max_tokens=0: must be the token budget"),
     (
       "dapo",
       {"max_tokens": 10, "overlong_cache": 11},
-      "overlong_cache=11 must be in 1..max_tokens=10",
+      "overlong_cache=11: .* above 0 and at most 10",
     ),
-    ("dpo", {"kind": "hinge"}, "kind='hinge' is unknown: use one of sigmoid, ipo"),
+    ("dpo", {"kind": "hinge"}, "kind: unknown name 'hinge'; .*known: ipo, sigmoid"),
   ],
 )
 def test_bad_input_is_one_line_that_names_the_field_and_the_fix(name, kwargs, message):

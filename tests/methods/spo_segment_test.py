@@ -390,8 +390,8 @@ def test_missing_data_and_unknown_names_are_one_line():
     jax.eval_shape(methods.get("spo_segment").credit, (), rollouts_, batch)
   with pytest.raises(UserError, match="rollouts.parent is missing"):
     jax.eval_shape(methods.get("spo_segment", form="tree").credit, (), rollouts_, batch)
-  with pytest.raises(UserError, match="form='star' is unknown"):
+  with pytest.raises(UserError, match="form: unknown name 'star'"):
     methods.get("spo_segment", form="star")
-  with pytest.raises(UserError, match="mode='loo' is unknown"):
+  with pytest.raises(UserError, match="mode: unknown name 'loo'"):
     methods.get("spo_segment", mode="loo")
   assert Tree().nodes == 6 + 36 + 216

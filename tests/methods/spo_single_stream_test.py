@@ -226,5 +226,5 @@ def test_drift_is_asked_for_unless_rho_is_constant():
   batch = problems.lay_out(p, "flat")[1]
   with pytest.raises(UserError, match="now.metrics\\['drift'\\] is missing"):
     method.remember(method.init(Q), visit(p, np.arange(12)), batch, now())
-  with pytest.raises(UserError, match="baseline='group' is unknown"):
+  with pytest.raises(UserError, match="baseline: unknown name 'group'"):
     methods.get("spo_single_stream", baseline="group")

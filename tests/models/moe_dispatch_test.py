@@ -148,7 +148,7 @@ def test_a_training_step_by_blocks_takes_no_longer_than_by_one_hot_weights():
 
 
 def test_an_unknown_way_is_refused():
-  with pytest.raises(UserError, match="^dispatch='scatter': use one of dense, blocks, ragged"):
+  with pytest.raises(UserError, match="^dispatch: unknown name .scatter.; known: blocks, dense"):
     moe_dispatch.run(expert_params(5), U[0], *routing(6, 5, 2, "random"), ACT, "scatter")
 
 

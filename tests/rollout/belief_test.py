@@ -31,8 +31,11 @@ def test_belief_is_the_mean_log_probability_of_the_answer_after_what_precedes_th
     _, batch = run(params, problems, ids, keys)
   each = len(batch.tokens) // N
   forward = policy.make_forward(config, chunk=0)
-  score = jax.jit(functools.partial(belief.answer_logp, world, forward))
-  found = np.asarray(score(params, problems, batch))
+  gold = belief.gold_of(world, problems)
+  score = jax.jit(functools.partial(belief.answer_logp, score=forward), static_argnames="in_turn")
+  found = np.asarray(score(gold, params=params, batch=batch))
+  in_turn = score(gold, params=params, batch=batch, in_turn=True)
+  np.testing.assert_allclose(in_turn, found, atol=1e-6)
 
   longest = world.prompt + world.answer + 2
   logits = functools.partial(decoder.logits, config, params)

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import envs
 from grpo_jax.errors import UserError
-from grpo_jax.rollout import chain, play
+from grpo_jax.rollout import chain, plans, play
 from grpo_jax.types import Chain
 
 N, G, SAMPLES = 2, 4, 300
@@ -23,9 +22,13 @@ def played(interval):
   problems = world.problems(0, ids)
   keys = jax.random.split(jax.random.key(1), N)
   plan = Chain(interval=interval, samples=SAMPLES, cut=0.8)
-  run = jax.jit(functools.partial(chain.play, world, config, group=G, plan=plan))
+  game = lambda params, *given: plans.Game(world, config, params, *given, G, N)
+  run = jax.jit(lambda *given: chain.play(plan, game(*given)))
   flat = jax.jit(functools.partial(play.play, world, config, group=G))
-  return problems, plan, run(params, problems, ids, keys), flat(params, problems, ids, keys)
+  whole = run(params, problems, ids, keys)
+  took = whole.watched["sampled"] - jnp.sum(whole.batch.mask)
+  first = whole.rollouts, whole.batch, took
+  return problems, plan, first, flat(params, problems, ids, keys)
 
 
 def cuts(batch, row, plan):
@@ -92,6 +95,6 @@ def test_values_are_those_of_all_continuations_within_their_standard_error():
 
 def test_what_a_chain_cannot_do_is_refused():
   with pytest.raises(UserError, match="world key_door has turns"):
-    chain.check(envs.get("key_door"), Chain())
+    chain.check(Chain(), plans.Where("fused", "world key_door", 8, turns=True))
   with pytest.raises(UserError, match="interval=0"):
-    chain.check(envs.get("chain"), Chain(interval=0))
+    chain.check(Chain(interval=0), plans.Where("fused", "world chain", 8))

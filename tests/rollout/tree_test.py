@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import envs, methods
+from grpo_jax import methods
 from grpo_jax.envs.world import STOP
 from grpo_jax.errors import UserError
 from grpo_jax.models import policy
-from grpo_jax.rollout import tree
-from grpo_jax.train.programs import draw
+from grpo_jax.rollout import plans, tree
 from grpo_jax.types import Tree
 
 PLAN = Tree(branching=(3, 2, 2), segment_tokens=1)
@@ -28,7 +27,9 @@ def played():
   ids = jnp.arange(N)
   problems = world.problems(0, ids)
   keys = jax.random.split(jax.random.key(2), N)
-  run = jax.jit(functools.partial(tree.play, world, config, plan=PLAN))
+  run = jax.jit(
+    lambda params, *given: tree.play(PLAN, plans.Game(world, config, params, *given, 1, N))[:2]
+  )
   return world, config, params, problems, *jax.device_get(run(params, problems, ids, keys))
 
 
@@ -101,7 +102,7 @@ def test_what_is_watched_weighs_a_node_by_the_completions_through_it():
     if ends[n, g]:
       reward[n] += rollouts.reward[n, g] / WIDTH[rollouts.depth[n, g]]
       length[n] += len(path) / WIDTH[rollouts.depth[n, g]]
-  seen = draw.observe(rollouts, reach)
+  seen = plans.observe(rollouts, np.sum(batch.mask), reach, ends)
   assert float(seen["reward"]) == pytest.approx(reward.mean(), rel=1e-5)
   assert float(seen["length"]) == pytest.approx(length.mean(), rel=1e-5)
 
@@ -120,7 +121,8 @@ def test_the_gradient_of_spo_tree_is_the_exact_one_within_its_standard_error():
 
   def sampled(key):
     keys = jax.random.split(key, trees)
-    rollouts, batch = tree.play(world, config, params, problems, ids, keys, plan=plan)
+    game = plans.Game(world, config, params, problems, ids, keys, 1, trees)
+    rollouts, batch, *_ = tree.play(plan, game)
     batch = batch.replace(logp_old=forward(params, batch).logp)
     credit = method.credit((), rollouts, batch)
     loss = lambda p: method.loss(forward(p, batch), batch, credit)[0]
@@ -162,8 +164,8 @@ def test_the_gradient_of_spo_tree_is_the_exact_one_within_its_standard_error():
 
 def test_what_a_tree_cannot_do_is_refused():
   with pytest.raises(UserError, match="world key_door has turns"):
-    tree.check(envs.get("key_door"), Tree())
+    tree.check(Tree(), plans.Where("fused", "world key_door", 8, turns=True))
   with pytest.raises(UserError, match="leaves the last one nothing of the 7 tokens"):
-    tree.check(envs.get("chain"), Tree(branching=(2, 2), segment_tokens=7))
+    tree.check(Tree(branching=(2, 2), segment_tokens=7), plans.Where("fused", "world chain", 7))
   with pytest.raises(UserError, match="give numbers from 1"):
-    tree.check(envs.get("chain"), Tree(branching=(2, 0), segment_tokens=1))
+    tree.check(Tree(branching=(2, 0), segment_tokens=1), plans.Where("fused", "world chain", 7))

@@ -17,15 +17,15 @@ from grpo_jax.envs import control as envs
 from grpo_jax.errors import UserError
 from grpo_jax.models import mlp
 from grpo_jax.models.mlp import MLPConfig
-from grpo_jax.train import update
+from grpo_jax.train import supply, update
 from grpo_jax.train.programs import control
-from grpo_jax.train.programs.fused import over_seeds
+from grpo_jax.train.programs.seeds import over_seeds
 
 pytest.importorskip("gymnax")
 
 CONFIG = MLPConfig(observation=3, actions=2, hidden=(8,))
 STEPS = {"rewards": "unit", "bootstrap": True}
-SMALL = control.Plan(updates=4, envs=4, steps=8, epochs=2, mini=2, eval_every=2, eval_episodes=2)
+SMALL = control.Sizes(updates=4, envs=4, steps=8, epochs=2, mini=2, eval_every=2, eval_episodes=2)
 
 
 def collected(seed, rows=5, width=12, terminated=0.2, truncated=0.1):
@@ -50,7 +50,7 @@ def collected(seed, rows=5, width=12, terminated=0.2, truncated=0.1):
 def scored(steps, params):
   rollouts, batch = control.assemble(CONFIG, params, steps)
   fwd = mlp.make_forward(CONFIG)(params, batch)
-  old = update.with_old(batch, fwd)
+  old = supply.with_old(batch, fwd)
   return rollouts, old.replace(extra={**batch.extra, **old.extra})
 
 
@@ -108,20 +108,22 @@ def test_a_mini_batch_has_the_credit_of_its_rows():
   method = methods.get("ppo", whiten=False, **STEPS)
   whole = method.credit((), rollouts, batch)
   order = jnp.array([4, 0, 5, 1, 3, 2])
-  r, b, _ = update._reorder(rollouts, batch, {}, order, rollouts.reward.shape[1])
-  r, b, _ = update._piece(r, b, {}, 2, 1)
-  part = method.credit((), r, b)
+  shape = rollouts.reward.shape
+  piece = update._piece(shape, *update._reorder(shape, batch, whole, order), 2, 1)
+  b, part = piece[0], update._scaled(piece[1], 2)
   taken = np.asarray(order)[1::2]
-  np.testing.assert_allclose(part.extra["target"], whole.extra["target"][taken], rtol=1e-6)
-  np.testing.assert_allclose(part.adv_token, whole.adv_token[taken], rtol=1e-6)
-  np.testing.assert_allclose(part.weight, 2 * whole.weight[taken], rtol=1e-6)
+  np.testing.assert_array_equal(b.unit_reward, batch.unit_reward[taken])
+  alone = method.credit((), jax.tree.map(lambda x: x[taken], rollouts), b)
+  np.testing.assert_allclose(part.extra["target"], alone.extra["target"], rtol=1e-6)
+  np.testing.assert_allclose(part.adv_token, alone.adv_token, rtol=1e-6)
+  np.testing.assert_allclose(part.weight, alone.weight, rtol=1e-6)  # all rows have as many steps
 
 
 def test_collecting_keeps_the_books_of_returns_and_goes_on_where_it_stopped():
   env = envs.get("CartPole-v1", max_steps_in_episode=9)
   config = MLPConfig(4, 2, hidden=(8,))
   params = mlp.init(config, jax.random.key(0))
-  collect = jax.jit(control.make_collect(env, config, control.Plan(envs=4, steps=25, mini=4)))
+  collect = jax.jit(control.make_collect(env, config, control.Sizes(envs=4, steps=25, mini=4)))
   live = control.begin(env, 4, jax.random.key(1))
   np.testing.assert_array_equal(live.last, 0)
   parts = []
@@ -177,7 +179,7 @@ def test_continuous_actions_and_bandits_go_through_the_same_program(env):
   ],
 )
 def test_cartpole_is_learned_from_the_same_method_records(name, args, plan, lr):
-  plan = control.Plan(**{"updates": 60, "anneal": False, **plan})
+  plan = control.Sizes(**{"updates": 60, "anneal": False, **plan})
   run = control.make_run(envs.get("CartPole-v1"), methods.get(name, **args), plan)
   _, curves = jax.jit(run)(0, lr)
   first, last = np.asarray(curves.train["return"])[[1, -1]]
@@ -188,9 +190,9 @@ def test_cartpole_is_learned_from_the_same_method_records(name, args, plan, lr):
 @pytest.mark.parametrize(
   ("method", "message"),
   [
-    (("grpo", {"beta_kl": 0.1}), "needs ref"),
+    (("grpo", {"beta_kl": 0.1}), "needs 'ref'"),
     (("grpo", {"resample": 2}), "chooses what is sampled"),
-    (("spo_segment", {}), "chooses what is sampled"),
+    (("spo_segment", {}), "does not play the plan Chain"),
   ],
 )
 def test_what_control_cannot_supply_is_refused(method, message):
@@ -209,7 +211,7 @@ def test_what_control_cannot_supply_is_refused(method, message):
 )
 def test_sizes_that_do_not_fit_are_refused(bad, message):
   with pytest.raises(UserError, match=message):
-    control.Plan(**bad)
+    control.Sizes(**bad)
 
 
 def test_a_config_runs_to_its_files_and_is_not_run_twice(tmp_path, capsys, monkeypatch):
@@ -247,4 +249,4 @@ def test_a_bad_config_is_one_line(tmp_path, capsys, flag, message):
 
 def test_the_config_sets_only_what_is_read():
   c, _ = cli.load_config("configs/cartpole.py")
-  assert set(c.plan.keys()) == set(control.Plan.__dataclass_fields__)
+  assert set(c.plan.keys()) == set(control.Sizes.__dataclass_fields__)

@@ -8,8 +8,9 @@ import numpy as np
 
 from grpo_jax import envs, methods
 from grpo_jax.models import decoder, policy
-from grpo_jax.rollout import play
-from grpo_jax.train.programs import drift, fused
+from grpo_jax.rollout import drift, play
+from grpo_jax.train import supply
+from grpo_jax.train.programs import fused
 from grpo_jax.types import TrainState
 
 WORLD = envs.get("chain", steps=1)
@@ -30,8 +31,25 @@ def visit(method, state, ids, seed):
   problems = WORLD.problems(0, ids)
   keys = jax.random.split(jax.random.key(seed), len(ids))
   rollouts, batch = play.play(WORLD, CONFIG, params(0), problems, ids, keys, group=2)
-  run = jax.jit(functools.partial(drift.remember, method, FORWARD))
-  return batch, *run(state, rollouts, batch, {})
+  wide = lambda x: jnp.pad(x, ((0, 0), (0, 1)))  # a store may be wider than a batch
+  assert WORLD.answer + 1 == state.store["drift"].tokens.shape[1]
+  memory, store, _ = jax.jit(functools.partial(supply.remember, method, FORWARD))(
+    state, rollouts, batch, {}
+  )
+  after = functools.partial(drift.after, FORWARD)
+  moved, _ = jax.jit(after)(state.params, state.store["drift"], rollouts, batch)
+  batch = batch.replace(tokens=wide(batch.tokens), mask=wide(batch.mask))
+  return batch, state.replace(method_state=memory, store=store), moved
+
+
+def begin(method):
+  return TrainState(
+    params=params(1),
+    opt_state=(),
+    method_state=method.init(Q),
+    step=jnp.int32(1),
+    store=supply.first_store(method, Q, WORLD.answer + 1),
+  )
 
 
 def naive_logp(weights, problem, tokens):
@@ -44,9 +62,7 @@ def naive_logp(weights, problem, tokens):
 
 def test_drift_is_the_mean_move_on_the_first_completion_of_the_last_visit():
   method = methods.get("spo_single_stream")
-  inner = drift.with_past(method, WORLD.answer)
-  start = TrainState(params=params(1), opt_state=(), method_state=inner.init(Q), step=jnp.int32(1))
-  batch, state, moved = visit(method, start, [3, 1], seed=0)
+  batch, state, moved = visit(method, begin(method), [3, 1], seed=0)
   np.testing.assert_array_equal(moved, [0, 0])  # first visits
   state = state.replace(params=params(2))
   _, state, moved = visit(method, state, [0, 3], seed=1)
@@ -61,12 +77,8 @@ def test_drift_is_the_mean_move_on_the_first_completion_of_the_last_visit():
 
 def test_a_method_s_own_state_and_weights_are_what_they_would_be_with_that_drift():
   method = methods.get("spo_single_stream")
-  inner = drift.with_past(method, WORLD.answer)
-  state = TrainState(params=params(1), opt_state=(), method_state=inner.init(Q), step=jnp.int32(1))
-  batch, after, _ = visit(method, state, [3, 1], seed=0)
-  own, past = after.method_state
+  batch, after, _ = visit(method, begin(method), [3, 1], seed=0)
+  own, past = after.method_state, after.store["drift"]
   np.testing.assert_array_equal(np.sum(past.mask, axis=1) > 0, [False, True, False, True, False])
   np.testing.assert_array_equal(past.tokens[3], batch.tokens[0])
   np.testing.assert_allclose(own.count, [1, 0.96 + 2, 1, 0.96 + 2, 1], rtol=1e-6)  # drift 0
-  np.testing.assert_array_equal(inner.weigh(after.method_state), method.weigh(own))
-  assert inner.remember(after.method_state, None, None, None) is after.method_state

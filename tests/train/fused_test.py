@@ -11,10 +11,12 @@ from grpo_jax import envs, methods
 from grpo_jax.envs.world import STOP
 from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
-from grpo_jax.rollout import play
-from grpo_jax.train.programs import fused
+from grpo_jax.rollout import flat, play
+from grpo_jax.train.programs import draw, fused
+from grpo_jax.train.programs.seeds import over_seeds
 
 SMALL = {"updates": 4, "eval_every": 2, "prompts": 4, "group": 4, "problems": 64, "heldout": 8}
+SMALL |= {"split": "id"}  # additions modulo 5 are too few to hold some out
 ADDITION = envs.get("modular_addition", modulus=5)
 TINY = fused.tiny_config(ADDITION.vocab, hidden=16, layers=1, heads=2)
 
@@ -96,10 +98,10 @@ def test_demonstrations_come_as_one_given_rollout_after_the_sampled_ones(name):
 
 @pytest.mark.slow
 def test_runs_of_several_seeds_in_one_program_are_the_runs_alone():
-  plan = fused.Plan(**SMALL, warm_steps=10)
+  plan = fused.Sizes(**SMALL, warm_steps=10)
   run = fused.make_run(ADDITION, methods.get("grpo", resample=1), plan, TINY)
   seeds, lrs = jnp.arange(2), jnp.asarray([1e-3, 3e-3])
-  together = fused.over_seeds(run, jax.devices()[:2])(seeds, lrs)
+  together = over_seeds(run, jax.devices()[:2])(seeds, lrs)
   alone = jax.jit(run)
   for i in range(2):
     one = alone(seeds[i], lrs[i])
@@ -131,7 +133,7 @@ TWINS = ("old entropy", "drift", "values of segments")  # 20 s each, and tested 
 )
 def test_every_kind_of_need_is_met(arm):
   name, args, plan = ARMS[arm]
-  plan = fused.Plan(**SMALL | {"updates": 2, "eval_every": 1} | plan)
+  plan = fused.Sizes(**SMALL | {"updates": 2, "eval_every": 1} | plan)
   state, curves = jax.jit(fused.make_run(ADDITION, methods.get(name, **args), plan, TINY))(0)
   assert curves.accuracy.shape == (3,) and int(state.step) == 2
   for leaf in jax.tree.leaves((state.params, curves)):
@@ -140,7 +142,7 @@ def test_every_kind_of_need_is_met(arm):
 
 
 def test_the_policy_s_own_belief_reaches_the_method():
-  plan = fused.Plan(**SMALL | {"updates": 2, "eval_every": 2})
+  plan = fused.Sizes(**SMALL | {"updates": 2, "eval_every": 2})
   world = envs.get("lookup", keys=3, hops=1, calls=1)
   config = fused.tiny_config(world.vocab, hidden=16, layers=1, heads=2)
   args = {"beta_kl": 0.0, "penalty": None}
@@ -158,7 +160,7 @@ def test_the_policy_s_own_belief_reaches_the_method():
 def test_dynamic_sampling_keeps_groups_that_differ_and_their_rows_stay_theirs():
   _, _, _, _, rollouts, batch = played("modular_addition")
   reward = jnp.asarray([[0.0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]])
-  kept, rows = fused.keep_informative(rollouts.replace(reward=reward), batch, 2)
+  kept, rows = flat.keep_informative(rollouts.replace(reward=reward), batch, 2)
   np.testing.assert_array_equal(kept.prompt, [1, 0])
   np.testing.assert_array_equal(kept.alive, [[True] * 4, [False] * 4])
   np.testing.assert_array_equal(rows.owner[:, 0], np.arange(8))
@@ -168,8 +170,8 @@ def test_dynamic_sampling_keeps_groups_that_differ_and_their_rows_stay_theirs():
 
 def test_problems_are_drawn_without_repeats_and_by_their_weights():
   weights = jnp.asarray([0.0, 1.0, 1.0, 2.0])
-  draw = jax.jit(jax.vmap(lambda k: fused.choose_problems(k, 4, 2, weights)))
-  ids = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+  pick = jax.jit(jax.vmap(lambda k: draw.choose_problems(k, 4, 2, weights)))
+  ids = np.asarray(pick(jax.random.split(jax.random.key(0), 4000)))
   assert not np.any(ids == 0) and np.all(ids[:, 0] != ids[:, 1])
   # P(3 is among two of weights 1, 1, 2) = 1/2 + 2 * (1/4 * 2/3)
   np.testing.assert_allclose(np.mean(np.any(ids == 3, axis=1)), 5 / 6, atol=0.02)
@@ -180,16 +182,18 @@ def test_what_the_loop_cannot_supply_is_refused_by_name():
     fused.make_run(ADDITION, methods.get("rank_grpo", ranks=2, beta_kl=0.0))
   with pytest.raises(UserError, match="plan Chain: world key_door has turns"):
     fused.make_run(envs.get("key_door"), methods.get("spo_segment", beta_kl=0.0))
-  with pytest.raises(UserError, match="plan Fixed"):
+  with pytest.raises(UserError, match="does not play the plan Fixed.*loop='offline'"):
     fused.make_run(ADDITION, methods.get("dpo"))
-  with pytest.raises(UserError, match="answer_logp, which world key_door"):
+  with pytest.raises(UserError, match="'answer_logp'.*world key_door has no `gold`"):
     fused.make_run(envs.get("key_door"), methods.get("igpo", beta_kl=0.0))
-  with pytest.raises(ValueError, match="updates=5: must be a multiple of eval_every=2"):
-    fused.Plan(updates=5, eval_every=2)
+  with pytest.raises(UserError, match="updates=5: must be a multiple of eval_every=2"):
+    fused.Sizes(updates=5, eval_every=2)
 
 
 @pytest.mark.slow
 def test_grpo_learns_modular_addition_from_a_weak_policy():
-  plan = fused.Plan(updates=300, eval_every=100, warm_steps=400, warm_until=0.3, lr=3e-4)
+  plan = fused.Sizes(
+    updates=300, eval_every=100, warm_steps=400, warm_until=0.3, lr=3e-4, split="id"
+  )
   _, curves = jax.jit(fused.make_run(ADDITION, methods.get("grpo"), plan))(0)
   assert float(curves.accuracy[-1]) > 0.9 > float(curves.train["correct"][0]) + 0.3

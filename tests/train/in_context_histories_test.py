@@ -18,7 +18,7 @@ from grpo_jax.train import in_context as in_context_loop
 from grpo_jax.train.programs import in_context_data, in_context_histories
 
 ROOM = contextual.get("darkroom", n=3, horizon=4, steps=8, start="center")
-PLAN = in_context_histories.Plan(learners=2, episodes=5)
+PLAN = in_context_histories.Sizes(learners=2, episodes=5)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from grpo_jax.models.moe.layer import MoEConfig
 from grpo_jax.rollout.in_context import play as rollout
 from grpo_jax.rollout.in_context.tokens import Layout
 from grpo_jax.train import in_context as in_context_loop
-from grpo_jax.train.programs import fused, in_context, in_context_data
+from grpo_jax.train.programs import in_context, in_context_data
+from grpo_jax.train.programs.seeds import over_seeds
 from grpo_jax.types import Fwd
 
 BANDIT = contextual.get("bandit", arms=3, steps=4)
@@ -131,7 +132,7 @@ def test_continuous_labels_are_learnt_by_the_squared_error_of_tanh():
   layout = Layout(POINT, 2)
   _, batch = drawer(layout, 3)(jax.random.key(0))
   config = in_context.make_config(layout, hidden=8, layers=1)
-  program = in_context.make_program(layout, methods.get("dpt"), config, in_context.Plan())
+  program = in_context.make_program(layout, methods.get("dpt"), config, in_context.Sizes())
   params = jax.jit(program.init)(0).params
   fwd = jax.jit(in_context.make_forward(layout, config, None))(params, batch)
   out = jax.jit(lambda p, x: in_context.model.apply(config, p, x).outputs)(params, batch.extra["x"])
@@ -142,7 +143,7 @@ def test_continuous_labels_are_learnt_by_the_squared_error_of_tanh():
 
 # ---- steps ---------------------------------------------------------------------------------------
 
-SMALL = in_context.Plan(
+SMALL = in_context.Sizes(
   steps=2, batch=6, every=1, lr=1e-2, weight_decay=0.5, pairs=True, gate_rate=0.25
 )
 MOE = MoEConfig(experts=2, task_experts=3, top_k=1, hidden=8)
@@ -152,7 +153,7 @@ def test_a_wide_start_changes_the_scale_of_matrices_and_nothing_else():
   layout = Layout(BANDIT, 4)
   config = in_context.make_config(layout, hidden=8, layers=2)
   make = lambda wide: in_context.make_program(
-    layout, methods.get("dpt"), config, in_context.Plan(wide=wide)
+    layout, methods.get("dpt"), config, in_context.Sizes(wide=wide)
   )
   plain, wide = (jax.jit(make(w).init)(0).params for w in (False, True))
   found = {}
@@ -225,10 +226,10 @@ def test_runs_of_several_seeds_in_one_program_are_the_runs_alone():
   layout = Layout(BANDIT, 4)
   config = in_context.make_config(layout, hidden=8, layers=1)
   size = in_context.exams.Size(tasks=3)
-  plan = in_context.Plan(steps=4, batch=4, every=2, exam=size)
+  plan = in_context.Sizes(steps=4, batch=4, every=2, exam=size)
   run = in_context.make_run(layout, methods.get("dpt"), config, plan)
   seeds, lrs = jnp.arange(2), jnp.asarray([1e-3, 1e-2])
-  together = fused.over_seeds(run, jax.devices()[:1])(seeds, lrs)
+  together = over_seeds(run, jax.devices()[:1])(seeds, lrs)
   alone = jax.jit(run)
   for i in range(2):
     one = alone(seeds[i], lrs[i])
@@ -245,7 +246,7 @@ def test_what_the_loop_cannot_give_is_refused_by_name():
   config = in_context.make_config(layout)
   for name in ("grpo", "dpo"):
     with pytest.raises(UserError, match="use dpt, t2mir or sft"):
-      in_context.make_program(layout, methods.get(name), config, in_context.Plan())
+      in_context.make_program(layout, methods.get(name), config, in_context.Sizes())
 
 
 # ---- whole runs ----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def parts(model):
 def collected(parts):
   problems = parts.data.train[:8]
   draw = lambda n: problems[:n]
-  return collect.collect(parts.sampling, parts.state.params, parts.pool, draw, 8, 1, Flat())
+  return tiny.collected(parts.sampling, parts.state.params, parts.pool, draw, 8, 1, Flat())
 
 
 def completions(parts, problems, step=1, **changes):
@@ -142,7 +142,10 @@ def gradient(parts, collected, name, cut, mesh=None, **kwargs):
   if not cut.on_policy:
     batch = batch.replace(logp_old=score(state.params, batch).logp)
   key = sharding.put(jax.random.key(7), sharding.replicated(mesh))
-  state, metrics, per_token = step(state, rollouts, batch, key)
+  credit = jax.jit(functools.partial(update.credit_of, method))(
+    state.method_state, state.step, rollouts, batch
+  )
+  state, metrics, per_token = step(state, rollouts, batch, credit, key)
   new = jax.device_get(state)
   change = jax.tree.map(lambda a, b: a - b, params, new.params)
   return (
@@ -307,15 +310,15 @@ def test_dynamic_sampling_replaces_flat_groups_and_pads_with_the_dead(parts):
     queue = list(problems)
     return lambda n: [queue.pop(0) for _ in range(n)]
 
-  full = collect.collect(*args, draws(), 8, 1, Flat(resample=1))
+  full = tiny.collected(*args, draws(), 8, 1, Flat(resample=1))
   assert full.resampled == 8 and full.rollouts.alive.all()
   assert full.rollouts.prompt.tolist() == [p.id for p in problems if p.id % 2 == 0]
-  short = collect.collect(*args, draws(), 8, 1, Flat(resample=0))
+  short = tiny.collected(*args, draws(), 8, 1, Flat(resample=0))
   assert short.resampled == 0  # resample=0: every group stays
-  padded = collect.collect(*args, lambda n: problems[:n], 8, 1, Flat(resample=1))
+  padded = tiny.collected(*args, lambda n: problems[:n], 8, 1, Flat(resample=1))
   assert padded.rollouts.alive.all(axis=1).tolist() == [True] * 8
   few = Judge(flat={p.id for p in problems} - {problems[0].id})
-  got = collect.collect(parts.sampling, parts.state.params, few, draws(), 8, 1, Flat(resample=1))
+  got = tiny.collected(parts.sampling, parts.state.params, few, draws(), 8, 1, Flat(resample=1))
   alive = got.rollouts.alive
   assert alive[0].all() and not alive[1:].any()
   rows = got.batch.mask.reshape(8, 4, -1)

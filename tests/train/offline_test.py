@@ -251,11 +251,11 @@ def test_data_without_answers_is_measured_by_its_loss_alone(model, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"method": "grpo"}, "loop='offline': grpo learns from sampled completions; use loop='llm'"),
+    ({"method": "grpo"}, "loop 'offline': it does not play the plan Flat.*loop='llm'"),
     ({"batch.group": 4}, "batch.group=4: sft learns from 1 given"),
     ({"method": "dpo", "batch.group": 1}, "batch.group=1: dpo learns from 2 given"),
     ({"eval.problems": 11}, "eval.problems=11: only 10 problems are held out"),
-    ({"loop": "llm"}, "loop='llm': sft learns from given completions; use loop='offline'"),
+    ({"loop": "llm"}, "loop 'llm': it does not play the plan Fixed.*loop='offline'"),
   ],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_written(

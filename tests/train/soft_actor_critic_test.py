@@ -17,7 +17,7 @@ from grpo_jax.train import soft_actor_critic as learners
 
 RNG = np.random.default_rng(0)
 POINT = contextual.get("point_robot", goals=4, horizon=6)
-PLAN = learners.Plan(batch=5, hidden=(7, 6), reward_scale=3.0, gamma=0.9, alpha=0.3)
+PLAN = learners.Sizes(batch=5, hidden=(7, 6), reward_scale=3.0, gamma=0.9, alpha=0.3)
 B, A = 5, 2
 
 
@@ -165,7 +165,7 @@ def test_histories_are_the_episodes_of_their_own_tasks():
 def test_a_learner_beside_others_learns_as_the_plan_says():
   """One update of one learner in the program of all, by hand: the slow critics' step, and Adam's on
   the gradient of the losses at what was drawn from its own replay."""
-  plan = learners.Plan(batch=3, hidden=(5,), warmup=1, every=6, lr=0.01, tau=0.25)
+  plan = learners.Sizes(batch=3, hidden=(5,), warmup=1, every=6, lr=0.01, tau=0.25)
   nets, tx = learners.Networks(POINT, plan), optax.adam(plan.lr)
   episode = learners._make_episode(POINT, nets, plan, tx)
   tasks = jax.tree.map(jnp.asarray, POINT.train)
@@ -207,7 +207,7 @@ def test_a_learner_beside_others_learns_as_the_plan_says():
 
 def test_learners_come_near_their_goals():
   family = contextual.get("point_robot", goals=4, horizon=10, reach=0.3)
-  plan = learners.Plan(batch=32, hidden=(32, 32), lr=3e-3, gamma=0.9, alpha=0.05)
+  plan = learners.Sizes(batch=32, hidden=(32, 32), lr=3e-3, gamma=0.9, alpha=0.05)
   tasks = jax.tree.map(jnp.asarray, family.train)
   made = learners.learn(family, tasks, jax.random.key(0), episodes=80, plan=plan)
   returns = np.asarray(made.reward).reshape(-1, 80, 10).sum(axis=2)
@@ -223,7 +223,7 @@ def test_learners_come_near_their_goals():
 )
 def test_values_out_of_range_are_refused_by_field(given, message):
   with pytest.raises(UserError, match=message):
-    learners.Plan(**given)
+    learners.Sizes(**given)
 
 
 def test_what_it_cannot_learn_on_is_refused():
@@ -231,4 +231,4 @@ def test_what_it_cannot_learn_on_is_refused():
   with pytest.raises(UserError, match="darkroom: soft actor-critic needs continuous actions"):
     learners.learn(room, room.train, jax.random.key(0), episodes=1)
   with pytest.raises(UserError, match="every=4: must divide horizon=6"):
-    learners.learn(POINT, POINT.train, jax.random.key(0), episodes=1, plan=learners.Plan(every=4))
+    learners.learn(POINT, POINT.train, jax.random.key(0), episodes=1, plan=learners.Sizes(every=4))

@@ -19,6 +19,8 @@ from grpo_jax import sharding
 from grpo_jax.models import decoder, safetensors_file
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.tokenizer import FastBackend, Special, Tokenizer
+from grpo_jax.rollout import plans
+from grpo_jax.rollout.collect import Ask
 from grpo_jax.run import metrics
 from grpo_jax.run.checkpoint import Checkpoints
 
@@ -96,6 +98,17 @@ def write_config(path: Path, c: ConfigDict) -> Path:
   body = f"def get_config():\n  return ConfigDict({c.to_dict()!r})\n"
   path.write_text("from ml_collections import ConfigDict\n\n\n" + body)
   return path
+
+
+def collected(s, params, pool, draw, count, step, plan):
+  """One step's batch, as the loop gets it."""
+  return plans.of(plan).collect(plan, Ask(s, params, pool, draw, count, step))
+
+
+def updated(parts, state, rollouts, batch, key):
+  """Credit and update, as the loop makes them."""
+  credit = parts.credit(state.method_state, state.step, rollouts, batch)
+  return parts.update(state, rollouts, batch, credit, key)
 
 
 def environment(cache: Path | None, devices: int = 1) -> dict[str, str]:

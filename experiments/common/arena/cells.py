@@ -21,6 +21,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.names import check_keys
 from grpo_jax.run import atomic
 from grpo_jax.train.programs import fused
+from grpo_jax.train.programs.seeds import over_seeds
 
 TUNE = 1_000_000  # tuning seeds begin here
 KEPT = ("reward", "correct", "length", "truncated", "zero_variance", "entropy", "grad_norm")
@@ -65,17 +66,19 @@ def cells(c) -> list[Cell]:
   return out
 
 
-def build(cell: Cell):
-  """(run, world, plan) of the cell; UserError names the cell and the wrong field."""
+def build(cell: Cell, alter=lambda method: method):
+  """(run, world, plan) of the cell; UserError names the cell and the wrong field. alter: what is
+  changed of the method."""
   spec = cell.spec
   try:
-    check_keys("plan", spec["plan"], fused.Plan.__dataclass_fields__)
-    plan = fused.Plan(**spec["plan"])
+    check_keys("plan", spec["plan"], fused.Sizes.__dataclass_fields__)
+    plan = fused.Sizes(**spec["plan"])
     world = envs.get(spec["world"], **spec["params"])
     args = dict(spec["args"])
     if methods.defaults(spec["method"]).get("max_tokens", 0) in (None, ...):
       args = {"max_tokens": world.answer} | args
-    return fused.make_run(world, methods.get(spec["method"], **args), plan), world, plan
+    method = alter(methods.get(spec["method"], **args))
+    return fused.make_run(world, method, plan), world, plan
   except ValueError as error:
     raise UserError(f"{cell.world} with {cell.arm}: {error}") from error
 
@@ -141,7 +144,7 @@ def run_cell(record: Record, cell: Cell, starts: Starts, progress) -> None:
     args = jnp.asarray(seeds, jnp.int32), jnp.asarray(lrs, jnp.float32), params
     if program is None:
       start = time.monotonic()
-      program = fused.over_seeds(lambda *each: run(*each)[1]).lower(*args).compile()
+      program = over_seeds(lambda *each: run(*each)[1]).lower(*args).compile()
       record.data["compile_s"] = round(time.monotonic() - start, 2)
     start = time.monotonic()
     curves = jax.tree.map(np.asarray, program(*args)._replace(warm_steps=warm))

@@ -1,7 +1,7 @@
 """Warm starts, which all arms of a world share: made once a world and seed, by their own programs.
 
-What a warm start does is decided by the world, the seed and the plan's fields `warm_*` and
-`world*`; neither method nor learning rate has a part in it.
+What a warm start does is decided by the world, the seed and the plan's fields `warm_*`,
+`world*` and `split`; neither method nor learning rate has a part in it.
 """
 
 import time
@@ -11,20 +11,21 @@ import jax.numpy as jnp
 
 from grpo_jax.envs.world import World
 from grpo_jax.train.programs import fused
+from grpo_jax.train.programs.seeds import over_seeds
 
 
 class Starts:
-  """`at_once` of them in one program, as `fused.over_seeds` runs them; `say` hears of each call."""
+  """`at_once` of them in one program, as `seeds.over_seeds` runs them; `say` hears of each call."""
 
   def __init__(self, at_once: int = 1, say=lambda text: None):
     self.at_once, self.say, self.made = at_once, say, {}
 
-  def __call__(self, name: str, world: World, plan: fused.Plan, seeds: list[int]):
+  def __call__(self, name: str, world: World, plan: fused.Sizes, seeds: list[int]):
     """(params, steps i32) of these seeds, stacked. `name`: tells worlds apart."""
-    fields = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world"))}
+    fields = {k: v for k, v in vars(plan).items() if k.startswith(("warm", "world", "split"))}
     key = name, *fields.items()
     if key not in self.made:
-      self.made[key] = fused.over_seeds(fused.make_start(world, plan)), {}
+      self.made[key] = over_seeds(fused.make_start(world, plan)), {}
     program, known = self.made[key]
     missing = [seed for seed in dict.fromkeys(seeds) if seed not in known]
     for i in range(0, len(missing), self.at_once):

@@ -11,7 +11,7 @@ _NOT_FAMILIES = ("family", "unlabelled")
 
 def names() -> list[str]:
   """All families: the modules of this folder."""
-  return modules(__path__, without=_NOT_FAMILIES)
+  return list(_known())
 
 
 def get(name: str, **kwargs) -> Family:
@@ -19,4 +19,8 @@ def get(name: str, **kwargs) -> Family:
 
   Raises UserError for an unknown name or parameter.
   """
-  return make("family", __name__, names(), name, kwargs)
+  return make("family", _known(), name, kwargs)
+
+
+def _known():
+  return modules(__name__, __path__, without=_NOT_FAMILIES)

@@ -18,6 +18,7 @@ from grpo_jax.core.transitions import Transitions
 from grpo_jax.envs.contextual.family import Family
 from grpo_jax.envs.world import check
 from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Record, record
 
 REWARDS = ("gaussian", "bernoulli")
@@ -49,9 +50,8 @@ def make(
   check("bandit.noise", noise, 0)
   check("bandit.gap", gap, 0, 1)
   check("bandit.spread", spread, 0)
-  for field, value, known in (("reward", reward, REWARDS), ("means", means, MEANS)):
-    if value not in known:
-      raise UserError(f"bandit.{field}={value!r}: give one of {', '.join(known)}")
+  one_of("bandit.reward", reward, REWARDS)
+  one_of("bandit.means", means, MEANS)
   if reward == "bernoulli" and means == "normal":
     raise UserError("bandit.means='normal': bernoulli rewards need means in 0..1, give 'uniform'")
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from grpo_jax.envs import simulator
 from grpo_jax.envs.contextual.family import Family, split
 from grpo_jax.envs.contextual.unlabelled import check_tasks, unlabelled
-from grpo_jax.errors import UserError
+from grpo_jax.names import between
 from grpo_jax.types import Record, record
 
 CONTROL_COST = 0.05
@@ -45,8 +45,7 @@ def make(
   Raises UserError for values out of range, and where MuJoCo is missing.
   """
   check_tasks("cheetah_vel", tasks, horizon, steps, share)
-  if not low < high:
-    raise UserError(f"cheetah_vel.high={high}: must be above low={low}")
+  between("cheetah_vel.high", high, above=low)
   sim = simulator.load("half_cheetah.xml", frames=5)
   every = np.random.RandomState(seed).uniform(low, high, tasks).astype(np.float32)
   train, heldout = (Task(velocity=every[ids]) for ids in split(tasks, share, seed))  # pyright: ignore

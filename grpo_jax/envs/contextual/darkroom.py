@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 
 from grpo_jax.envs.contextual.family import Family, draw, independent, split
 from grpo_jax.envs.world import check
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 from grpo_jax.types import Record, record
 
 MOVES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0, 0))
@@ -105,8 +105,7 @@ def tasks(n: int, permuted: bool, ids: np.ndarray) -> Task:
 
 def corner_or_center(family: str, start: str, n: int) -> tuple[int, int]:
   """Raises UserError for any other start."""
-  if start not in ("corner", "center"):
-    raise UserError(f"{family}.start={start!r}: give 'corner' or 'center'")
+  one_of(f"{family}.start", start, ("corner", "center"))
   return (0, 0) if start == "corner" else (n // 2, n // 2)
 
 

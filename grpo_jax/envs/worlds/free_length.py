@@ -1,9 +1,11 @@
 """`n a + b =`: any number of steps, at least n of them "#", then ">", the sum mod m, and STOP.
 
-Tokens: numbers, "+", "=", "#", ">". An answer is any tokens but ">", among them at least n "#",
-then ">", the number and STOP: for n = 2, `# # > 5 .`. Reward: 1 for such an answer however long it
-is, so answers may be short, long, looping or cut off by the budget, and a method may shape what it
-likes with the parts, which are taken over the tokens before STOP:
+With task "max" it is `n a | b | c | d =` and the largest of them, which carries over to prompts
+that were not seen (sums of few numbers do not). `habit` writes 0 to `extra` steps more than asked.
+Tokens: numbers, "+" or "|", "=", "#", ">". An answer is any tokens but ">", among them at least n
+"#", then ">", the number and STOP: for n = 2, `# # > 5 .`. Reward: 1 for such an answer however
+long it is, so answers may be short, long, looping or cut off by the budget, and a method may shape
+what it likes with the parts, which are taken over the tokens before STOP:
   `length`  their share of the budget;
   `loop`    the share that lies inside a loop at the end (card 01): for the largest period p with c
             copies in a row up to the last token, c >= 2, it is p c / tokens; else 0;
@@ -19,6 +21,7 @@ import math
 import jax.numpy as jnp
 
 from grpo_jax.envs.world import STOP, Problem, Verdict, World, check, draw, floats, read
+from grpo_jax.errors import UserError
 
 _FIRST = 2
 
@@ -53,19 +56,35 @@ def repeat_share(written, count, n: int = 3):
   return jnp.sum(marked).astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
-def make(*, modulus: int = 10, need: int = 0, answer: int = 24) -> World:
-  """Prompts ask for 0 to `need` steps, equally often; `answer` tokens are the budget."""
+def make(
+  *,
+  modulus: int = 10,
+  need: int = 0,
+  answer: int = 24,
+  task: str = "sum",
+  terms: int = 2,
+  extra: int = 0,
+) -> World:
+  """Prompts of `terms` numbers ask for 0 to `need` steps, equally often; `answer` tokens are the
+  budget; `extra`: how many steps the start may write in vain."""
+  if task not in ("sum", "max"):
+    raise UserError(f"free_length.task={task!r}: give sum or max")
   check("free_length.modulus", modulus, 2, 50)
   check("free_length.need", need, 0, 50)
-  check("free_length.answer", answer, need + 3, 256)
+  check("free_length.terms", terms, 2, 16)
+  check("free_length.extra", extra, 0, 200)
+  check("free_length.answer", answer, need + extra + 3, 256)
   numbers = max(modulus, need + 1)
   plus, equals, mark, arrow = range(_FIRST + numbers, _FIRST + numbers + 4)
 
   def problem(key):
-    (a, b), (steps,) = draw(key, (2, modulus), (1, need + 1))
-    shown = (steps + _FIRST, a + _FIRST, jnp.int32(plus), b + _FIRST, jnp.int32(equals))
-    data = {"result": (a + b) % modulus, "steps": steps}
-    return Problem(tokens=jnp.stack(shown), length=jnp.int32(5), data=data)
+    values, (steps,), (more,) = draw(key, (terms, modulus), (1, need + 1), (1, extra + 1))
+    signs = jnp.append(jnp.full((terms - 1,), plus, jnp.int32), jnp.int32(equals))
+    shown = jnp.stack([values + _FIRST, signs], axis=1).reshape(-1)
+    result = jnp.max(values) if task == "max" else jnp.sum(values) % modulus
+    tokens = jnp.concatenate([(steps + _FIRST)[None], shown])
+    data = {"result": result, "steps": steps, "habit": steps + more}
+    return Problem(tokens=tokens, length=jnp.int32(tokens.size), data=data)
 
   def score(problem, state, tokens, length):
     del state
@@ -78,23 +97,25 @@ def make(*, modulus: int = 10, need: int = 0, answer: int = 24) -> World:
     parts = floats(share, loop_share(written, count), repeat_share(written, count))
     return Verdict(reward=correct.astype(jnp.float32), correct=correct, parts=parts)
 
-  def solution(problem):
-    steps, place = problem.data["steps"], jnp.arange(answer)
+  def write(problem, steps):
+    place = jnp.arange(answer)
     tokens = jnp.where(place < steps, mark, 0)
     tokens = jnp.where(place == steps, arrow, tokens)
     tokens = jnp.where(place == steps + 1, problem.data["result"] + _FIRST, tokens)
     return jnp.where(place == steps + 2, STOP, tokens)
 
-  symbols = ("_", ".", *map(str, range(numbers)), "+", "=", "#", ">")
+  sign = "|" if task == "max" else "+"
+  symbols = ("_", ".", *map(str, range(numbers)), sign, "=", "#", ">")
   v = len(symbols)
   return World(
     name="free_length",
     symbols=symbols,
-    prompt=5,
+    prompt=2 * terms + 1,
     answer=answer,
     problem=problem,
     score=score,
-    solution=solution,
+    solution=lambda problem: write(problem, problem.data["steps"]),
+    habit=None if not extra else lambda problem: write(problem, problem.data["habit"]),
     chance=sum(_steps(s, n, v) for s in range(answer - 2) for n in range(need + 1))
     / (need + 1)
     / v**3,

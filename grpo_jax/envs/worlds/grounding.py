@@ -20,7 +20,7 @@ import string
 import jax.numpy as jnp
 
 from grpo_jax.envs.world import MANY, STOP, Problem, Verdict, World, check, draw, floats, pad, read
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 
 _FIRST = 2
 
@@ -81,8 +81,7 @@ def make(
   *, task: str = "point", size: int = 5, colours: int = 6, largest: int = 2, points: int = 1
 ) -> World:
   """Boxes have sides of 1 to `largest` in an image of `size` x `size` cells."""
-  if task not in ("point", "box"):
-    raise UserError(f"grounding.task={task!r}: give point or box")
+  one_of("grounding.task", task, ("point", "box"))
   check("grounding.size", size, 2, 20)
   check("grounding.colours", colours, 2, 26)
   check("grounding.largest", largest, 1, size)

@@ -2,14 +2,16 @@
 
 Tokens: the numbers 0..n-1, "?", "higher", "lower", "none". The prompt is `0 n-1 ?`. A turn is one
 guess; after a wrong one, unless it was the last, the world writes "higher" (the hidden number is
-higher) or "lower", or "none" where the guess was no number. The right guess, the last or STOP ends
-the episode. Reward: 1 if found. `turn_reward`: the bits that a guess gains on a uniform prior,
-log2(numbers still possible before / after) / log2 n; those of an episode that finds the number sum
-to 1. Parts: `bits`, their sum.
+higher) or "lower", or "none" where the guess was no number. With probability `useless`, drawn by
+problem and turn, the answer to a number is "none", too: the less a turn tells, the less can be had
+from credit for turns. The right guess, the last or STOP ends the episode. Reward: 1 if found.
+`turn_reward`: the bits that a guess gains on a uniform prior, log2(numbers still possible before /
+after) / log2 n; those of an episode that finds the number sum to 1. Parts: `bits`, their sum.
 
 Chance: a token is the hidden number with probability 1/V and STOP with 1/V, whatever was answered:
-sum over g < guesses of ((V-2)/V)^g / V. Best, by halving: min(1, (2^guesses - 1) / n).
-For cards 16, 53.
+sum over g < guesses of ((V-2)/V)^g / V. Best: W(n, guesses) / n, where W(n, g) is the greatest
+number of n that g guesses find: min(n, 2^g - 1) if no answer is useless. Halving reaches it.
+For papers 16, 53.
 """
 
 import math
@@ -21,12 +23,12 @@ from grpo_jax.envs.world import STOP, Next, Problem, Verdict, World, check, draw
 from grpo_jax.types import Record, record
 
 _FIRST = 2
+_LUCK = 2**24  # float32 holds these
 
 
 @record
 class _State(Record):
-  low: Array  # smallest number still possible
-  high: Array
+  possible: Array  # bool[numbers]
   turn: Array  # guesses made
   told: Array  # the next token is the world's
   found: Array
@@ -34,23 +36,27 @@ class _State(Record):
   bits: Array  # f32[guesses], in units of log2 n
 
 
-def make(*, numbers: int = 31, guesses: int = 5) -> World:
+def make(*, numbers: int = 31, guesses: int = 5, useless: float = 0.0) -> World:
   """The hidden one of `numbers`, equally likely, must be found in `guesses`."""
   check("hidden_number.numbers", numbers, 2, 58)
   check("hidden_number.guesses", guesses, 1, 64)
+  check("hidden_number.useless", useless, 0, 1)
   question = _FIRST + numbers  # then higher, lower, none
   size = 2 * guesses - 1
 
   def problem(key):
     tokens = jnp.asarray([_FIRST, _FIRST + numbers - 1, question], jnp.int32)
-    ((secret,),) = draw(key, (1, numbers))
-    return Problem(tokens=tokens, length=jnp.int32(3), data=secret)
+    wanted = ((1, numbers), *[(guesses, _LUCK)] * (useless > 0))
+    (secret,), *luck = draw(key, *wanted)
+    silent = luck[0].astype(jnp.float32) < useless * _LUCK if luck else jnp.zeros(guesses, bool)
+    data = {"secret": secret, "silent": silent}
+    return Problem(tokens=tokens, length=jnp.int32(3), data=data)
 
   def start(problem):
     del problem
     zero, no = jnp.int32(0), jnp.bool_(False)
     state = _State(
-      low=zero, high=jnp.int32(numbers - 1), turn=zero, told=no, found=no, done=no,
+      possible=jnp.ones(numbers, bool), turn=zero, told=no, found=no, done=no,
       bits=jnp.zeros(guesses),
     )  # fmt: skip
     return state, Next(force=jnp.int32(-1), done=no, turn=zero)
@@ -63,9 +69,10 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
 
   def halve(problem, state):
     del problem
-    return (state.low + state.high) // 2 + _FIRST
+    below = jnp.cumsum(state.possible)
+    return jnp.argmax(below == (below[-1] + 1) // 2) + _FIRST  # the median of what is possible
 
-  step = lambda problem, state, token: _step(problem.data, state, token, numbers, guesses)
+  step = lambda problem, state, token: _step(problem.data, state, token)
   symbols = ("_", ".", *map(str, range(numbers)), "?", "higher", "lower", "none")
   v = len(symbols)
   return World(
@@ -77,32 +84,44 @@ def make(*, numbers: int = 31, guesses: int = 5) -> World:
     score=score,
     solution=lambda problem: follow(start, step, halve, problem, size),
     chance=sum(((v - 2) / v) ** g for g in range(guesses)) / v,
-    best=min(1.0, (2**guesses - 1) / numbers),
+    best=_found(numbers, guesses, useless) / numbers,
     turns=guesses,
     parts=("bits",),
     start=start,
     step=step,
-    gold=lambda problem: (problem.data[None] + _FIRST, jnp.ones(1, bool)),
+    gold=lambda problem: (problem.data["secret"][None] + _FIRST, jnp.ones(1, bool)),
   )
 
 
-def _step(secret, state: _State, token, numbers: int, guesses: int):
-  guess, reply_token = token - _FIRST, _FIRST + numbers
+def _found(numbers: int, guesses: int, useless: float) -> float:
+  """W of the docstring: the best first guess of an ordered set, by induction on the guesses."""
+  best = [0.0] * (numbers + 1)
+  for _ in range(guesses):
+    after = lambda n, i, w: useless * w[n - 1] + (1 - useless) * (w[i] + w[n - 1 - i])
+    best = [0.0] + [1 + max(after(n, i, best) for i in range(n)) for n in range(1, numbers + 1)]
+  return best[numbers]
+
+
+def _step(data, state: _State, token):
+  secret, silent = data["secret"], data["silent"]
+  (numbers,), (guesses,) = state.possible.shape, silent.shape
+  guess, place = token - _FIRST, jnp.arange(numbers)
   acts = ~state.told & ~state.done
-  number = (guess >= 0) & (guess < numbers)
-  found = acts & (guess == secret)
-  below, above = acts & number & (guess < secret), acts & number & (guess > secret)
-  low = jnp.where(below, jnp.maximum(state.low, guess + 1), state.low)
-  high = jnp.where(above, jnp.minimum(state.high, guess - 1), state.high)
-  low, high = jnp.where(found, secret, low), jnp.where(found, secret, high)
-  left = lambda low, high: (high - low + 1).astype(jnp.float32)
-  gain = jnp.log2(left(state.low, state.high) / left(low, high)) / math.log2(numbers)
+  number = acts & (guess >= 0) & (guess < numbers)
+  found = number & (guess == secret)
+  telling = number & ~silent[jnp.minimum(state.turn, guesses - 1)]
+  below, above = telling & (guess < secret), telling & (guess > secret)
+  possible = state.possible & (place != guess) & ~(below & (place < guess))
+  possible &= ~(above & (place > guess))
+  possible = jnp.where(found, place == secret, jnp.where(number, possible, state.possible))
+  left = lambda x: jnp.sum(x).astype(jnp.float32)
+  gain = jnp.log2(left(state.possible) / left(possible)) / math.log2(numbers)
   turn = state.turn + acts.astype(jnp.int32)
   done = state.done | found | (acts & ((token == STOP) | (turn == guesses)))
   told = acts & ~done
-  reply = reply_token + jnp.where(below, 1, jnp.where(above, 2, 3))
+  reply = _FIRST + numbers + jnp.where(below, 1, jnp.where(above, 2, 3))
   state = _State(
-    low=low, high=high, turn=turn, told=told, found=state.found | found, done=done,
+    possible=possible, turn=turn, told=told, found=state.found | found, done=done,
     bits=jnp.where(acts, state.bits.at[state.turn].set(gain), state.bits),
   )  # fmt: skip
   force = jnp.where(told, reply, -1)

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.envs.world import STOP, Problem, Verdict, World, pad, read
+from grpo_jax.names import between
 
 _FIRST = 2
 
 
 def make(*, modulus: int = 10, answer: int = 4) -> World:
   """`answer` tokens are the budget; a right answer is the number, then STOP."""
-  if modulus < 2 or answer < 2:
-    raise ValueError(f"modulus={modulus}, answer={answer}: both must be at least 2")
+  between("modular_addition.modulus", modulus, 2)
+  between("modular_addition.answer", answer, 2)
   plus, equals = _FIRST + modulus, _FIRST + modulus + 1
 
   def problem(key):

@@ -1,8 +1,9 @@
 """Rank shown items by a relevance that the prompt tells: reward NDCG, one unit a rank.
 
-Tokens: 6 letters, `items` marks 0.., ":", ">". An item is a letter and a mark, and no two items
-share a mark. The prompt is two different letters, ":", the items, ">". Items with the first letter
-have relevance 2 (there is at least one), those with the second 1, all others 0. The answer is
+Tokens: `letters` letters, `items` marks 0.., ":", ">". An item is a letter and a mark, and no two
+items share a mark. The prompt is two different letters, ":", the items, ">". Items with the first
+letter have relevance 2 (there is at least one), those with the second 1, all others 0; the fewer
+letters, the more items are relevant. The answer is
 `ranks` lines of two tokens, best item first; a world of turns, where turn k is line k and the
 episode ends by itself after the last line (or by STOP). A line that is no shown item, or one listed
 before, counts 0. Reward: NDCG = sum_k rel_k / log2(k+1) divided by its greatest value.
@@ -22,26 +23,26 @@ import jax.numpy as jnp
 from grpo_jax.envs.world import MANY, STOP, Next, Problem, Verdict, World, check, draw
 
 _FIRST = 2
-_LETTERS = 6
-_MARKS = _FIRST + _LETTERS
 
 
-def make(*, items: int = 6, ranks: int | None = None) -> World:
-  """Lists of `ranks` (if not given: all) of `items` items."""
+def make(*, items: int = 6, ranks: int | None = None, letters: int = 6) -> World:
+  """Lists of `ranks` (if not given: all) of `items` items of `letters` kinds."""
+  check("ranked_list.letters", letters, 2, 26)
   check("ranked_list.items", items, 1, 16)
   ranks = items if ranks is None else ranks
   check("ranked_list.ranks", ranks, 1, items)
-  colon = _MARKS + items
+  first_mark = _FIRST + letters
+  colon = first_mark + items
 
   def problem(key):
-    first, other, letters, (sure,), marks = draw(
-      key, (1, _LETTERS), (1, _LETTERS - 1), (items, _LETTERS), (1, items), (items, MANY)
+    first, other, kinds, (sure,), marks = draw(
+      key, (1, letters), (1, letters - 1), (items, letters), (1, items), (items, MANY)
     )
-    query = jnp.concatenate([first, (first + 1 + other) % _LETTERS])
-    letters = jnp.where(jnp.arange(items) == sure, query[0], letters)
+    query = jnp.concatenate([first, (first + 1 + other) % letters])
+    kinds = jnp.where(jnp.arange(items) == sure, query[0], kinds)
     marks = jnp.argsort(marks)
-    rel = 2 * (letters == query[0]).astype(jnp.int32) + (letters == query[1]).astype(jnp.int32)
-    names = jnp.stack([letters + _FIRST, marks + _MARKS], axis=1)
+    rel = 2 * (kinds == query[0]).astype(jnp.int32) + (kinds == query[1]).astype(jnp.int32)
+    names = jnp.stack([kinds + _FIRST, marks + first_mark], axis=1)
     sign = lambda token: jnp.full((1,), token, jnp.int32)
     tokens = [query + _FIRST, sign(colon), names.reshape(-1), sign(colon + 1)]
     data = {"names": names, "rel": rel}
@@ -63,7 +64,7 @@ def make(*, items: int = 6, ranks: int | None = None) -> World:
 
   score = lambda problem, state, tokens, length: _score(problem, tokens, length, ranks)
   marks = (str(i) for i in range(items))
-  symbols = ("_", ".", *string.ascii_lowercase[:_LETTERS], *marks, ":", ">")
+  symbols = ("_", ".", *string.ascii_lowercase[:letters], *marks, ":", ">")
   return World(
     name="ranked_list",
     symbols=symbols,
@@ -72,7 +73,7 @@ def make(*, items: int = 6, ranks: int | None = None) -> World:
     problem=problem,
     score=score,
     solution=solution,
-    chance=_best_lists(items, ranks) * float(len(symbols)) ** (-2 * ranks),
+    chance=_best_lists(items, ranks, letters) * float(len(symbols)) ** (-2 * ranks),
     turns=ranks,
     parts=("lines",),
     start=start,
@@ -84,14 +85,14 @@ def _next(turn, done):
   return Next(force=jnp.int32(-1), done=jnp.asarray(done), turn=turn)
 
 
-def _best_lists(items: int, ranks: int) -> float:
+def _best_lists(items: int, ranks: int, letters: int) -> float:
   """The mean number of lists in the best order: arrangements of each grade's items."""
   total = 0.0
   for two in range(items):
     for one in range(items - two):
       none = items - 1 - two - one
       ways = math.comb(items - 1, two) * math.comb(items - 1 - two, one)
-      share = ways * (_LETTERS - 2) ** none / _LETTERS ** (items - 1)
+      share = ways * (letters - 2) ** none / letters ** (items - 1)
       a = min(ranks, two + 1)
       b = min(ranks - a, one)
       total += share * math.perm(two + 1, a) * math.perm(one, b) * math.perm(none, ranks - a - b)

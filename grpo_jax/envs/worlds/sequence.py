@@ -13,7 +13,7 @@ import string
 import jax.numpy as jnp
 
 from grpo_jax.envs.world import PAD, STOP, Problem, Verdict, World, check, draw, pad, read
-from grpo_jax.errors import UserError
+from grpo_jax.names import one_of
 
 _FIRST = 2
 _TASKS = ("copy", "reverse", "sort")
@@ -23,8 +23,7 @@ def make(
   *, task: str = "reverse", items: int = 5, kinds: int = 8, shortest: int | None = None
 ) -> World:
   """Prompts have `shortest` (if not given: `items`) to `items` letters out of `kinds`."""
-  if task not in _TASKS:
-    raise UserError(f"sequence.task={task!r}: give one of {', '.join(_TASKS)}")
+  one_of("sequence.task", task, _TASKS)
   check("sequence.items", items, 1, 32)
   check("sequence.kinds", kinds, 2, 52)
   shortest = items if shortest is None else shortest

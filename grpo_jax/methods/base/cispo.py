@@ -27,6 +27,7 @@ def make(
     return Credit(adv=units.of_owner(adv, batch), weight=weights.token_mean(batch, rollouts))
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     adv = units.spread(credit.adv, batch)
     log_ratio = surrogates.log_ratio(fwd, batch)
     bounds = {"eps_low": eps_low, "eps_high": eps_high}

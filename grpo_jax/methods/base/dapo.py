@@ -13,9 +13,7 @@ has 20480 and 4096; with the defaults a budget under 16384 tokens is never punis
 the bound of extra rounds a step. drop_truncated is the paper's overlong filtering.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import groups, rewards, surrogates, units, weights
+from grpo_jax.core import groups, objectives, rewards, units, weights
 from grpo_jax.types import Credit, Flat, Method
 
 
@@ -41,12 +39,6 @@ def make(
       adv=units.of_owner(adv, batch), weight=weights.token_mean(batch, rollouts, include)
     )
 
-  def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    return jnp.sum(credit.weight * term), metrics
-
+  objective = objectives.clipped(eps_low=eps_low, eps_high=eps_high)
   same = ("grpo", {"aggregate": "token_mean", "eps_high": 0.28}, {"max_tokens": 1 << 20})
-  return Method(credit=credit, loss=loss, plan=Flat(resample=resample), reduces_to=same)
+  return Method(credit=credit, loss=objective.loss, plan=Flat(resample=resample), reduces_to=same)

@@ -45,6 +45,7 @@ def make(
     )
 
   def loss(fwd, batch, credit):
+    batch = units.weighted(batch, credit)
     gain = units.pool_sum(fwd.logp - jax.lax.stop_gradient(batch.logp_ref), batch)
     margin = preference.sum_by_prompt(credit.adv * gain, credit.extra["prompt"])
     term = preference.pair_loss(margin, beta=beta, label_smoothing=label_smoothing, kind=kind)
@@ -55,7 +56,7 @@ def make(
   return Method(
     credit=credit,
     loss=loss,
-    plan=Fixed(),
+    plan=Fixed(completions=2),
     needs=("ref",),
     whole_groups=True,
     policy_gradient=False,

@@ -9,9 +9,7 @@ Against GRPO: neither the length of a completion nor the deviation of its group 
 C = max_tokens is a constant, the budget of a completion; never the width of a batch.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import groups, surrogates, units, weights
+from grpo_jax.core import groups, objectives, units, weights
 from grpo_jax.types import Credit, Method
 
 
@@ -24,12 +22,6 @@ def make(*, max_tokens: int, eps_low: float = 0.2, eps_high: float = 0.2) -> Met
       adv=units.of_owner(adv, batch), weight=weights.constant(batch, rollouts, max_tokens)
     )
 
-  def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    return jnp.sum(credit.weight * term), metrics
-
+  objective = objectives.clipped(eps_low=eps_low, eps_high=eps_high)
   same = ("grpo", {"scale": "none", "aggregate": "constant", "max_tokens": 8}, {"max_tokens": 8})
-  return Method(credit=credit, loss=loss, reduces_to=same)
+  return Method(credit=credit, loss=objective.loss, reduces_to=same)

@@ -13,9 +13,7 @@ ddof and eps_std are not in the paper; 1 and 1e-4 are TRL's. A group of equal re
 One update a batch needs no `logp_old`; several updates a batch do.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import divergences, groups, surrogates, units, weights
+from grpo_jax.core import groups, objectives, units, weights
 from grpo_jax.types import Credit, Flat, Method
 
 
@@ -35,7 +33,6 @@ def make(
   drop_truncated: bool = False,
   resample: int = 0,  # rounds of DAPO's dynamic sampling: groups of equal rewards are replaced
 ) -> Method:
-  divergences.check(kl)
   groups.check(scale)
   weights.check(aggregate, max_tokens)
 
@@ -47,20 +44,17 @@ def make(
       weight=weights.aggregate(aggregate, batch, rollouts, max_tokens=max_tokens, include=include),
     )
 
-  def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    term = surrogates.clipped(
-      log_ratio, adv, eps_low=eps_low, eps_high=eps_high, dual_clip=dual_clip
-    )
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    if beta_kl:
-      divergence = divergences.kl(fwd, batch, kl, log_ratio)
-      term = term + beta_kl * divergence
-      metrics["kl"] = jnp.sum(credit.weight * divergence)
-    if beta_entropy:
-      term = term - beta_entropy * units.masked(fwd.entropy, batch)
-    return jnp.sum(credit.weight * term), metrics
-
-  needs = ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
-  return Method(credit=credit, loss=loss, needs=needs, plan=Flat(resample=resample))
+  objective = objectives.clipped(
+    eps_low=eps_low,
+    eps_high=eps_high,
+    dual_clip=dual_clip,
+    beta_kl=beta_kl,
+    kl=kl,
+    beta_entropy=beta_entropy,
+  )
+  return Method(
+    credit=credit,
+    loss=objective.loss,
+    needs=objective.needs,
+    plan=Flat(resample=resample),
+  )

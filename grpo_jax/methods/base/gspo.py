@@ -11,11 +11,11 @@ still pooled per completion. form="token" is GSPO-token (eq 13, 14): the same va
 all tokens of a unit have the same advantage, the same gradient.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import groups, surrogates, units, weights
-from grpo_jax.errors import UserError
+from grpo_jax.core import groups, objectives, units, weights
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
+
+RATIO = {"sequence": "unit", "token": "unit_token"}  # by the paper's names of its two forms
 
 
 def make(
@@ -26,22 +26,11 @@ def make(
   ddof: int = 1,
   eps_std: float = 1e-4,
 ) -> Method:
-  if form not in ("sequence", "token"):
-    raise UserError(f"form={form!r} is unknown: use sequence or token")
-  sequence_ratio = {
-    "sequence": surrogates.sequence_log_ratio,
-    "token": surrogates.token_form,
-  }[form]
+  one_of("form", form, RATIO)
 
   def credit(state, rollouts, batch):
     adv = groups.standardize(rollouts.reward, rollouts.alive, ddof=ddof, eps=eps_std)
     return Credit(adv=units.of_owner(adv, batch), weight=weights.rollout_mean(batch, rollouts))
 
-  def loss(fwd, batch, credit):
-    adv = units.spread(credit.adv, batch)
-    log_ratio = sequence_ratio(surrogates.log_ratio(fwd, batch), batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    return jnp.sum(credit.weight * term), metrics
-
-  return Method(credit=credit, loss=loss)
+  objective = objectives.clipped(eps_low=eps_low, eps_high=eps_high, ratio=RATIO[form])
+  return Method(credit=credit, loss=objective.loss)

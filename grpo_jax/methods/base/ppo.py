@@ -19,8 +19,8 @@ batch.extra["value"] and the new in fwd.value.
 
 import jax.numpy as jnp
 
-from grpo_jax.core import groups, returns, surrogates, units, values, weights
-from grpo_jax.errors import UserError
+from grpo_jax.core import groups, objectives, returns, units, weights
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 
@@ -40,8 +40,7 @@ def make(
   bootstrap: bool = False,
 ) -> Method:
   weights.check(aggregate)
-  if rewards not in ("rollout", "unit"):
-    raise UserError(f"rewards={rewards!r} is unknown: use rollout or unit")
+  one_of("rewards", rewards, ("rollout", "unit"))
 
   def credit(state, rollouts, batch):
     weight = weights.aggregate(aggregate, batch, rollouts)
@@ -66,22 +65,16 @@ def make(
       adv=units.pool_mean(adv, batch), adv_token=adv, weight=weight, extra={"target": target}
     )
 
-  def loss(fwd, batch, credit):
-    adv = units.token_adv(credit, batch)
-    log_ratio = surrogates.log_ratio(fwd, batch)
-    term = surrogates.clipped(log_ratio, adv, eps_low=eps_low, eps_high=eps_high)
-    metrics = surrogates.metrics(log_ratio, adv, credit, eps_low=eps_low, eps_high=eps_high)
-    value, value_old = (units.masked(v, batch) for v in (fwd.value, batch.extra["value"]))
-    error = values.clipped_value_loss(value, value_old, credit.extra["target"], eps_value)
-    metrics["value_loss"] = jnp.sum(credit.weight * error)
-    term = term + value_coef * error
-    if beta_entropy:
-      term = term - beta_entropy * units.masked(fwd.entropy, batch)
-    return jnp.sum(credit.weight * term), metrics
-
-  needs = ("value", "logp_old") + ("ref",) * bool(beta_kl) + ("entropy",) * bool(beta_entropy)
+  objective = objectives.clipped(
+    eps_low=eps_low,
+    eps_high=eps_high,
+    value_coef=value_coef,
+    eps_value=eps_value,
+    beta_entropy=beta_entropy,
+  )
+  needs = objective.needs + ("ref",) * bool(beta_kl)
   needs += ("unit_reward",) * (rewards == "unit") + ("bootstrap",) * bootstrap
-  return Method(credit=credit, loss=loss, needs=needs)
+  return Method(credit=credit, loss=objective.loss, needs=needs)
 
 
 def _units_as_rollouts(batch):

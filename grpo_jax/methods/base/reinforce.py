@@ -10,14 +10,13 @@ gradient by 1 - 1/N); "none": b = 0. Groups play no role. On-policy: one update 
 
 import jax.numpy as jnp
 
-from grpo_jax.core import groups, surrogates, units, weights
-from grpo_jax.errors import UserError
+from grpo_jax.core import groups, objectives, units, weights
+from grpo_jax.names import one_of
 from grpo_jax.types import Credit, Method
 
 
 def make(*, baseline: str = "batch", aggregate: str = "rollout_sum") -> Method:
-  if baseline not in ("batch", "none"):
-    raise UserError(f"baseline={baseline!r} is unknown: use batch or none")
+  one_of("baseline", baseline, ("batch", "none"))
   weights.check(aggregate)
 
   def credit(state, rollouts, batch):
@@ -28,8 +27,4 @@ def make(*, baseline: str = "batch", aggregate: str = "rollout_sum") -> Method:
       adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
     )
 
-  def loss(fwd, batch, credit):
-    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
-    return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight)}
-
-  return Method(credit=credit, loss=loss)
+  return Method(credit=credit, loss=objectives.score().loss)

@@ -9,9 +9,7 @@ The baseline does not contain the own reward, so the gradient is unbiased; it is
 deviation. The KL is in the reward, where k1 is right. On-policy: one update a batch.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import groups, rewards, surrogates, units, weights
+from grpo_jax.core import groups, objectives, rewards, units, weights
 from grpo_jax.types import Credit, Method
 
 
@@ -27,8 +25,6 @@ def make(*, beta_kl: float = 0.0, aggregate: str = "rollout_sum") -> Method:
       adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
     )
 
-  def loss(fwd, batch, credit):
-    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
-    return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight)}
-
-  return Method(credit=credit, loss=loss, needs=("logp_old", "ref") if beta_kl else ())
+  return Method(
+    credit=credit, loss=objectives.score().loss, needs=("logp_old", "ref") if beta_kl else ()
+  )

@@ -6,9 +6,7 @@ The case A = 1, logp_ref = sg(logp) of the unified estimator. Rewards are not re
 `alive` False are left out.
 """
 
-import jax.numpy as jnp
-
-from grpo_jax.core import surrogates, units, weights
+from grpo_jax.core import objectives, units, weights
 from grpo_jax.types import Credit, Fixed, Method
 
 
@@ -21,8 +19,4 @@ def make(*, aggregate: str = "token_mean") -> Method:
       adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
     )
 
-  def loss(fwd, batch, credit):
-    term = surrogates.reinforce(fwd.logp, units.spread(credit.adv, batch), batch)
-    return jnp.sum(credit.weight * term), {"weight": jnp.sum(credit.weight)}
-
-  return Method(credit=credit, loss=loss, plan=Fixed())
+  return Method(credit=credit, loss=objectives.score().loss, plan=Fixed())

@@ -4,6 +4,7 @@ import dataclasses
 
 from grpo_jax.errors import UserError
 from grpo_jax.models.moe.layer import MoEConfig
+from grpo_jax.names import between, one_of
 
 ACTIVATIONS = ("gelu", "leaky_relu")
 
@@ -35,14 +36,12 @@ class InContextConfig:
 
   def __post_init__(self):
     for name in ("inputs", "outputs", "positions", "hidden", "layers", "heads", "ffn"):
-      if getattr(self, name) < 1:
-        raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+      between(name, getattr(self, name), 1)
     if self.hidden % self.heads:
       raise UserError(f"hidden={self.hidden}: must be a multiple of heads={self.heads}")
     if self.sinusoidal and self.hidden % 2:
       raise UserError(f"hidden={self.hidden}: must be even with sinusoidal positions")
-    if self.activation not in ACTIVATIONS:
-      raise UserError(f"activation={self.activation!r}: use one of {', '.join(ACTIVATIONS)}")
+    one_of("activation", self.activation, ACTIVATIONS)
     if self.modalities and max(self.modalities) != self.inputs:
       raise UserError(f"inputs={self.inputs}: must be the largest of modalities={self.modalities}")
     if self.moe and any(not -self.layers <= i < self.layers for i in self.moe_layers):

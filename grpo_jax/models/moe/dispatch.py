@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax.errors import UserError
 from grpo_jax.models.moe import gates
+from grpo_jax.names import one_of
 
 Experts = dict[str, Array]  # up [E, d, h], up_bias [E, h], down [E, h, o], down_bias [E, o]
 Act = Callable[[Array], Array]
@@ -60,8 +60,7 @@ def run(
   experts = params["up"].shape[0]
   if way is None:
     way = "dense" if expert.shape[1] >= experts else DEFAULT.get(jax.default_backend(), "blocks")
-  if way not in WAYS:
-    raise UserError(f"dispatch={way!r}: use one of {', '.join(WAYS)}, or None for the backend's")
+  one_of("dispatch", way, WAYS)
   return WAYS[way](params, u, expert, weight, act)
 
 

@@ -23,6 +23,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.models.moe import dispatch as moe_dispatch
 from grpo_jax.models.moe import gates as moe_gates
 from grpo_jax.models.moe import mesh as moe_mesh
+from grpo_jax.names import between, one_of
 from grpo_jax.types import Record, record
 
 Params = dict[str, Any]
@@ -53,13 +54,11 @@ class MoEConfig:
       count = getattr(self, name)
       if count < 0 or 0 < count < self.top_k:
         raise UserError(f"moe.{name}={count}: must be 0, or at least top_k={self.top_k}")
-    if self.top_k < 1 or self.hidden < 1 or self.skip < 0:
-      raise UserError(
-        f"moe.top_k={self.top_k}, hidden={self.hidden}, skip={self.skip}: top_k and hidden must be "
-        "at least 1, skip at least 0"
-      )
-    if self.dispatch is not None and self.dispatch not in moe_dispatch.WAYS:
-      raise UserError(f"moe.dispatch={self.dispatch!r}: use one of {', '.join(moe_dispatch.WAYS)}")
+    between("moe.top_k", self.top_k, 1)
+    between("moe.hidden", self.hidden, 1)
+    between("moe.skip", self.skip, 0)
+    if self.dispatch is not None:
+      one_of("moe.dispatch", self.dispatch, moe_dispatch.WAYS)
 
   def halves(self, width: int) -> dict[str, tuple[int, int]]:
     """{"token" or "task": (experts, output width)} of those that exist."""

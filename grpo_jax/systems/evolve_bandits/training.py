@@ -9,6 +9,7 @@ are those of every other loop and read nothing new:
         the game: method grpo, one update a batch, so the ratio is 1.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from grpo_jax.systems.evolve_bandits import transcripts
 from grpo_jax.systems.evolve_bandits.games import Games, Speaker, play_learner
 from grpo_jax.tabular.learner import Learner
 from grpo_jax.train.optimizer import make_optimizer
-from grpo_jax.train.update import Cut, init_state, make_update
+from grpo_jax.train.update import Cut, credit_of, init_state, make_update
 from grpo_jax.types import Batch, Rollouts, rows_of
 
 # draw(params, key) -> (games, G): N * G games, those of a task side by side.
@@ -84,11 +85,13 @@ def train(
     fields.lr, fields.warmup = c.lr, c.warmup
   tx, _ = make_optimizer(fields, c.steps)
   update = make_update(chosen, transcripts.forward(speaker), tx, Cut(micro=c.micro))
+  credit = jax.jit(functools.partial(credit_of, chosen))
   state = init_state(jax.tree.map(jnp.array, params), tx, chosen, 1)
   line = transcripts.lines(speaker)
   for step in range(c.steps):
     games, group = draw(state.params, jax.random.fold_in(key, step))
     rollouts, batch = batch_of(line, games, group)
-    state, metrics, _ = update(state, rollouts, batch, jax.random.fold_in(key, step))
+    made = credit(state.method_state, state.step, rollouts, batch)
+    state, metrics, _ = update(state, rollouts, batch, made, jax.random.fold_in(key, step))
     told = {k: float(metrics[k]) for k in ("loss", "entropy", "grad_norm")}
     yield told | {"regret": -float(rollouts.reward.mean())}, state.params

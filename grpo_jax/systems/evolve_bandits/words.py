@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.errors import UserError
-from grpo_jax.names import unknown
+from grpo_jax.names import one_of
 
 Pull = tuple[int, float]  # arm, reward
 STYLES = ("raw", "summary", "guided")
@@ -101,8 +101,7 @@ _READ = {
 
 def scenario(name: str, arms: int) -> Scenario:
   """UserError for an unknown name."""
-  if name not in SCENARIOS:
-    raise unknown("data.scenario", name, SCENARIOS)
+  one_of("data.scenario", name, SCENARIOS)
   return SCENARIOS[name].arms(arms)
 
 
@@ -140,8 +139,7 @@ def linear_guide(
 
 def head(scene: Scenario, style: str, examples: str = "") -> str:
   """The constant beginning of every prompt of a game; `examples` from `few_shot`."""
-  if style not in STYLES:
-    raise unknown("history", style, STYLES)
+  one_of("history", style, STYLES)
   *first, last = scene.names
   names = f"{', '.join(first)} and {last}" if first else last
   told = f"{scene.story.format(names=names)} The aim is the greatest total. {_READ[style]}\n\n"

@@ -25,12 +25,14 @@ from grpo_jax.envs.control import Control
 from grpo_jax.errors import UserError
 from grpo_jax.models import mlp
 from grpo_jax.models.mlp import MLPConfig
-from grpo_jax.train.update import SUPPLIED, Cut, init_state, make_update, wants_old, with_old
-from grpo_jax.types import Batch, Flat, Method, Metrics, Rollouts, TrainState
+from grpo_jax.rollout import plans
+from grpo_jax.train import supply
+from grpo_jax.train.update import Cut, credit_of, init_state, make_update
+from grpo_jax.types import Batch, Method, Metrics, Rollouts, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Sizes:
   """Sizes of a run: updates * envs * steps actions in all."""
 
   updates: int = 976
@@ -86,48 +88,48 @@ class Curves(NamedTuple):
 
 
 def make_run(
-  env: Control, method: Method, plan: Plan = Plan(), config: MLPConfig | None = None
+  env: Control, method: Method, sizes: Sizes = Sizes(), config: MLPConfig | None = None
 ) -> Callable[..., tuple[TrainState, Curves]]:
-  """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, so jit it, or hand it to
-  `fused.over_seeds`.
+  """run(seed i32[], lr f32[] = sizes.lr) -> (state, curves): pure, so jit it, or hand it to
+  `seeds.over_seeds`.
 
   Raises UserError for a method that needs what this loop does not supply.
   """
   config = config or MLPConfig(env.observation, env.actions, env.continuous)
   check(env, method)
   forward = mlp.make_forward(config)
-  cut = Cut(epochs=plan.epochs, mini=plan.mini)
-  collect = make_collect(env, config, plan)
-  evaluate = make_evaluate(env, config, plan)
+  cut = Cut(epochs=sizes.epochs, mini=sizes.mini)
+  collect = make_collect(env, config, sizes)
+  evaluate = make_evaluate(env, config, sizes)
 
-  def run(seed, lr=plan.lr):
-    tx = optimizer(plan, lr)
-    update = make_update(settled(method, plan.mini), forward, tx, cut)
+  def run(seed, lr=sizes.lr):
+    tx = optimizer(sizes, lr)
+    update = make_update(method, forward, tx, cut)
     key = jax.random.fold_in(jax.random.key(0), seed)
-    state = init_state(mlp.init(config, jax.random.fold_in(key, 0)), tx, method, plan.envs)
+    state = init_state(mlp.init(config, jax.random.fold_in(key, 0)), tx, method, sizes.envs)
 
     def iterate(carry, index):
       state, live = carry
       draw, shuffle = jax.random.split(jax.random.fold_in(key, index + 2))
       live, steps = collect(state.params, live, draw)
       rollouts, batch = assemble(config, state.params, steps)
-      if wants_old(method, cut):
-        batch = with_old(batch, forward(state.params, batch))
-      credit = method.credit(state.method_state, rollouts, batch)
-      batch = batch.replace(extra={**batch.extra, "credit": credit})
-      state, metrics, _ = update(state, rollouts, batch, shuffle)
+      batch = supply.fill(method, cut, supply.Sources(forward, state.params), batch)
+      credit = credit_of(method, state.method_state, state.step, rollouts, batch)
+      state, metrics, _ = update(state, rollouts, batch, credit, shuffle)
+      memory, _, _ = supply.remember(method, forward, state, rollouts, batch, metrics)
+      state = state.replace(method_state=memory)
       ended = jnp.sum(steps.terminated | steps.truncated, dtype=jnp.float32)
       return (state, live), metrics | {"return": jnp.mean(live.last), "episodes": ended}
 
     def stretch(carry, index):
-      carry, metrics = jax.lax.scan(iterate, carry, index * plan.every + jnp.arange(plan.every))
+      carry, metrics = jax.lax.scan(iterate, carry, index * sizes.every + jnp.arange(sizes.every))
       return carry, (metrics, evaluate(carry[0].params))
 
     before = evaluate(state.params)
-    carry = (state, begin(env, plan.envs, jax.random.fold_in(key, 1)))
-    stretches = jnp.arange(plan.updates // plan.every)
+    carry = (state, begin(env, sizes.envs, jax.random.fold_in(key, 1)))
+    stretches = jnp.arange(sizes.updates // sizes.every)
     (state, _), (metrics, after) = jax.lax.scan(stretch, carry, stretches)
-    flat = jax.tree.map(lambda x: x.reshape(plan.updates), metrics)
+    flat = jax.tree.map(lambda x: x.reshape(sizes.updates), metrics)
     return state, Curves(flat, jnp.concatenate([before[None], after]))
 
   return run
@@ -135,40 +137,21 @@ def make_run(
 
 def check(env: Control, method: Method) -> None:
   """Raises UserError where this loop cannot give the method what it reads."""
-  if method.plan != Flat() or method.weigh is not None:
+  plans.check(method.plan, plans.Where("control", f"env {env.name}", budget=1))
+  if method.weigh is not None:
     raise UserError(f"env {env.name}: the method chooses what is sampled, which control cannot do")
-  supplied = {*SUPPLIED, "unit_reward", "bootstrap"} - {"ref"}
-  if unknown := set(method.needs) - supplied:
-    raise UserError(
-      f"the method needs {', '.join(sorted(unknown))}, which the loop on env {env.name} does not "
-      "supply"
-    )
+  supply.check(method, "control", given={"unit_reward"})
 
 
-def settled(method: Method, mini: int) -> Method:
-  """The method with the credit of the whole batch, in extra["credit"], for its mini-batches too.
-
-  A backward scan for each of them would cost as much as their gradients. Denominators are those of
-  the whole batch over `mini`, which is the same where they count steps.
-  """
-
-  def credit(state, rollouts, batch):
-    del state, rollouts
-    whole = batch.extra["credit"]
-    return whole.replace(weight=whole.weight * mini)
-
-  return dataclasses.replace(method, credit=credit)
-
-
-def optimizer(plan: Plan, lr) -> optax.GradientTransformation:
+def optimizer(sizes: Sizes, lr) -> optax.GradientTransformation:
   """Adam (eps 1e-5) on clipped gradients; an annealed rate is constant within an update."""
 
   def rate(count):
-    done = count // (plan.epochs * plan.mini) / plan.updates
-    return -lr * (1 - done) if plan.anneal else -lr
+    done = count // (sizes.epochs * sizes.mini) / sizes.updates
+    return -lr * (1 - done) if sizes.anneal else -lr
 
   chain = optax.chain(
-    optax.clip_by_global_norm(plan.clip_norm),
+    optax.clip_by_global_norm(sizes.clip_norm),
     optax.scale_by_adam(eps=1e-5),
     optax.scale_by_schedule(rate),
   )
@@ -180,9 +163,9 @@ def begin(env: Control, envs: int, key: Array) -> Live:
   return Live(state, observation, jnp.zeros((envs,)), jnp.zeros((envs,)))
 
 
-def make_collect(env: Control, config: MLPConfig, plan: Plan):
-  """collect(params, live, key) -> (live, Steps): plan.steps actions in every environment."""
-  shape = (plan.steps, plan.envs)
+def make_collect(env: Control, config: MLPConfig, sizes: Sizes):
+  """collect(params, live, key) -> (live, Steps): sizes.steps actions in every environment."""
+  shape = (sizes.steps, sizes.envs)
 
   def collect(params, live: Live, key: Array) -> tuple[Live, Steps]:
     def act(live: Live, drawn):
@@ -253,9 +236,9 @@ def _follows(config: MLPConfig, params, steps: Steps) -> Float[Array, "R T"]:
   return jax.lax.cond(jnp.any(steps.truncated), everywhere, at_end)
 
 
-def make_evaluate(env: Control, config: MLPConfig, plan: Plan):
+def make_evaluate(env: Control, config: MLPConfig, sizes: Sizes):
   """evaluate(params) -> mean return of whole greedy episodes, the same starts every time."""
-  envs = plan.eval_episodes
+  envs = sizes.eval_episodes
 
   def evaluate(params):
     def act(carry, key):

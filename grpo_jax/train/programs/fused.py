@@ -12,31 +12,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from grpo_jax.envs.split import SPLITS, Split, split_of
 from grpo_jax.envs.world import World
+from grpo_jax.errors import UserError
 from grpo_jax.models import decoder, policy
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.rollout import belief, choose, play
-from grpo_jax.train.programs import drift
-from grpo_jax.train.programs.draw import check, choose_problems, idle, keep_informative, make_draw
-from grpo_jax.train.update import Cut, init_state, make_update, wants_old, with_old
-from grpo_jax.types import Flat, Method, Metrics, TrainState
-
-_WARM_IDS = 1 << 28  # problems of the warm start and of its measurement
-_HELD_IDS = 1 << 29  # held-out problems: training ids are below `problems`
+from grpo_jax.names import unknown
+from grpo_jax.rollout import belief, choose, plans, play
+from grpo_jax.train import supply
+from grpo_jax.train.programs.draw import choose_problems, idle
+from grpo_jax.train.update import Cut, credit_of, init_state, make_update
+from grpo_jax.types import Method, Metrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """Sizes of a run. Held-out problems and those of the warm start are never trained on by RL."""
+class Sizes:
+  """Sizes of a run. Held-out prompts are met neither by RL nor by the warm start (split="hash")."""
 
   updates: int = 200
   prompts: int = 32
   group: int = 8
-  problems: int = 4096  # training problems: ids 0 .. problems - 1
+  problems: int = 4096  # training problems: slots 0 .. problems - 1
+  split: str = "hash"  # what is held out: "hash" of the prompt's tokens, or "id", see envs/split.py
   lr: float = 1e-3  # where `run` gets none
   clip_norm: float = 1.0
   epochs: int = 1
@@ -53,13 +52,17 @@ class Plan:
   def __post_init__(self):
     for name in ("updates", "prompts", "group", "eval_every", "heldout"):
       if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
     if self.updates % self.eval_every:
-      raise ValueError(
-        f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}"
-      )
-    if not self.prompts <= self.problems < _WARM_IDS:
-      raise ValueError(f"problems={self.problems}: must be at least prompts={self.prompts}")
+      raise UserError(f"updates={self.updates}: must be a multiple of eval_every={self.eval_every}")
+    if not self.prompts <= self.problems < 1 << 28:
+      raise UserError(f"problems={self.problems}: must be at least prompts={self.prompts}")
+    if self.split not in SPLITS:
+      raise unknown("split", self.split, SPLITS)
+
+  def of(self, world: World) -> Split:
+    """Which of the world's problems are trained on, and which are held out."""
+    return split_of(world, self.world_seed, self.split, self.problems, self.heldout)
 
 
 class Held(NamedTuple):
@@ -95,56 +98,83 @@ def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -
   )
 
 
+class Pieces(NamedTuple):
+  """A run in parts, for a loop on the host whose runs of any length share their programs."""
+
+  begin: Callable[..., tuple[TrainState, Any, Array, Held]]
+  stretch: Callable[..., tuple[TrainState, Metrics, Held]]
+
+
 def make_run(
-  world: World, method: Method, plan: Plan = Plan(), config: ModelConfig | None = None
+  world: World, method: Method, sizes: Sizes = Sizes(), config: ModelConfig | None = None
 ) -> Callable[..., tuple[TrainState, Curves]]:
-  """run(seed i32[], lr f32[] = plan.lr, params = None) -> (state, curves): pure, so jit it, or
-  hand it to `over_seeds`. `params`: start from these, without a warm start.
+  """run(seed i32[], lr f32[] = sizes.lr, params = None) -> (state, curves): pure, so jit it, or
+  hand it to `seeds.over_seeds`. `params`: start from these, without a warm start.
 
   Raises UserError for a method that needs what this loop does not supply.
   """
+  pieces = make_pieces(world, method, sizes, config)
+
+  def run(seed, lr=sizes.lr, params=None):
+    state, reference, warm, before = pieces.begin(seed, lr, params)
+
+    def stretch(state, index):
+      state, metrics, held = pieces.stretch(state, reference, seed, lr, index)
+      return state, (metrics, held)
+
+    stretches = jnp.arange(sizes.updates // sizes.eval_every)
+    state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
+    held = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), before, after)
+    flat = jax.tree.map(lambda x: x.reshape(sizes.updates), metrics)
+    return state, Curves(flat, held.accuracy, held.reward, warm, held)
+
+  return run
+
+
+def make_pieces(
+  world: World, method: Method, sizes: Sizes = Sizes(), config: ModelConfig | None = None
+) -> Pieces:
+  """begin(seed, lr, params = None) -> (state, reference, warm steps, Held before any update);
+  stretch(state, reference, seed, lr, index) -> (state, metrics f32[eval_every], Held): the
+  index-th `eval_every` updates. Nothing in them depends on `sizes.updates`."""
   config = config or tiny_config(world.vocab)
   check(world, method)
   forward = policy.make_forward(config, chunk=0)
-  cut = Cut(epochs=plan.epochs, mini=plan.mini, micro=plan.micro)
-  inner = drift.with_past(method, world.answer) if "drift" in method.needs else method
-  evaluate = make_evaluate(world, config, plan)
-  start = make_start(world, plan, config)
+  cut = Cut(epochs=sizes.epochs, mini=sizes.mini, micro=sizes.micro)
+  evaluate = make_evaluate(world, config, sizes)
+  start = make_start(world, sizes, config)
 
-  def run(seed, lr=plan.lr, params=None):
-    tx = optax.chain(
-      optax.clip_by_global_norm(plan.clip_norm),
+  def optimizer(lr):
+    return optax.chain(
+      optax.clip_by_global_norm(sizes.clip_norm),
       optax.scale_by_adam(),
       optax.scale_by_learning_rate(lr),
     )
-    update = make_update(inner, forward, tx, cut)
-    iterate = make_iteration(world, config, method, plan, forward, update, cut)
-    key = jax.random.fold_in(jax.random.key(0), seed)
+
+  def begin(seed, lr, params=None):
     warm = jnp.int32(0)
     if params is None:
       params, warm = start(seed)
     if "value" in method.needs:
       params = dict(params, value=policy.init_value_head(config))  # pyright: ignore
     reference = params if "ref" in method.needs else None
-    state = init_state(params, tx, inner, plan.problems)
-    before = evaluate(params)
+    store = supply.first_store(method, sizes.problems, world.answer)
+    state = init_state(params, optimizer(lr), method, sizes.problems, store)
+    return state, reference, warm, evaluate(params)
 
-    def stretch(state, index):
-      steps = index * plan.eval_every + jnp.arange(plan.eval_every)
-      one = lambda s, keys: iterate(s, reference, keys)
-      state, metrics = jax.lax.scan(one, state, _keys(key, steps))
-      return state, (metrics, evaluate(state.params))
+  def stretch(state, reference, seed, lr, index):
+    update = make_update(method, forward, optimizer(lr), cut)
+    iterate = make_iteration(world, config, method, sizes, forward, update, cut)
+    key = jax.random.fold_in(jax.random.key(0), seed)
+    steps = index * sizes.eval_every + jnp.arange(sizes.eval_every)
+    one = lambda s, keys: iterate(s, reference, keys)
+    state, metrics = jax.lax.scan(one, state, _keys(key, steps))
+    return state, metrics, evaluate(state.params)
 
-    stretches = jnp.arange(plan.updates // plan.eval_every)
-    state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
-    held = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), before, after)
-    flat = jax.tree.map(lambda x: x.reshape(plan.updates), metrics)
-    return state, Curves(flat, held.accuracy, held.reward, warm, held)
-
-  return run
+  return Pieces(begin, stretch)
 
 
-def make_start(world: World, plan: Plan, config: ModelConfig | None = None):
+def make_start(world: World, sizes: Sizes, config: ModelConfig | None = None):
   """start(seed) -> (params after the warm start, steps it took), as `run` of that seed has them."""
   config = config or tiny_config(world.vocab)
   forward = policy.make_forward(config, chunk=0)
@@ -152,7 +182,7 @@ def make_start(world: World, plan: Plan, config: ModelConfig | None = None):
   def start(seed):
     key = jax.random.fold_in(jax.random.key(0), seed)
     params = decoder.init(config, jax.random.fold_in(key, 0))
-    return warm_start(world, config, plan, forward, params, jax.random.fold_in(key, 1))
+    return warm_start(world, config, sizes, forward, params, jax.random.fold_in(key, 1))
 
   return start
 
@@ -164,58 +194,58 @@ def _keys(key: Array, steps: Int[Array, " S"]) -> Array:
   return jax.vmap(fold, in_axes=(0, None))(fold(key, steps + 2), jnp.arange(3))
 
 
-def make_iteration(world, config, method, plan, forward, update, cut):
+def check(world: World, method: Method) -> None:
+  """Raises UserError where this loop cannot give the method what it reads."""
+  turns = world.step is not None
+  plans.check(method.plan, plans.Where("fused", f"world {world.name}", world.answer, turns))
+  given = {*plans.of(method.plan).SUPPLIES} | ({"unit_reward"} if turns else set())
+  lacks = {} if world.gold else {"answer_logp": f"world {world.name} has no `gold`"}
+  supply.check(method, "fused", given, lacks)
+
+
+def make_iteration(world, config, method, sizes, forward, update, cut):
   """iterate(state, reference, keys [3]) -> (state, metrics): one step of reinforcement learning."""
-  sampling = method.plan
-  rounds = 1 + sampling.resample if isinstance(sampling, Flat) else 1
-  demonstrate = isinstance(sampling, Flat) and sampling.demonstrate
-  sample = make_draw(world, config, sampling, plan.group)
-  late = "drift" in method.needs  # then the state holds completions beside the method's own
+  sampling, play_plan = method.plan, plans.of(method.plan).play
+  drawn = sampling.prompts(sizes.prompts)
+  known = sizes.of(world)
 
   def iterate(state: TrainState, reference: Any, keys: Array):
     pick, draw, shuffle = keys
 
     # sample, verify
-    memory = state.method_state[0] if late else state.method_state
-    weights = None if method.weigh is None else method.weigh(memory)
-    ids = choose_problems(pick, plan.problems, plan.prompts * rounds, weights)
-    problems = world.problems(plan.world_seed, ids)
+    weights = None if method.weigh is None else method.weigh(state.method_state)
+    ids = choose_problems(pick, sizes.problems, drawn, weights)
+    problems = known.train(ids)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(draw, ids)
-    rollouts, batch, watched = sample(state.params, problems, ids, keys)
-    if rounds > 1:
-      rollouts, batch = keep_informative(rollouts, batch, plan.prompts)
-      problems = world.problems(plan.world_seed, rollouts.prompt)
-    if demonstrate:
-      rollouts, batch = play.with_demonstrations(world, problems, rollouts, batch)
+    game = plans.Game(
+      world, config, state.params, problems, ids, keys, sizes.group, sizes.prompts, known.train
+    )
+    rollouts, batch, problems, watched = play_plan(sampling, game)
 
-    # score
-    if wants_old(method, cut):
-      batch = with_old(batch, forward(state.params, batch))
-    if reference is not None:
-      batch = batch.replace(logp_ref=forward(reference, batch).logp)
-    if "answer_logp" in method.needs:
-      known = belief.answer_logp(world, forward, state.params, problems, batch)
-      batch = batch.replace(extra={**batch.extra, "answer_logp": known})
+    # score: what the method reads beside
+    gold = belief.gold_of(world, problems) if "answer_logp" in method.needs else None
+    sources = supply.Sources(forward, state.params, reference, gold)
+    batch = supply.fill(method, cut, sources, batch)
 
     # credit, update, remember
-    state, metrics, tokens = update(state, rollouts, batch, shuffle)
-    if late:
-      state, moved = drift.remember(method, forward, state, rollouts, batch, metrics)
-      watched["drift"] = jnp.mean(moved)
-    return state, metrics | watched | {"idle": idle(tokens["adv"], batch)}
+    credit = credit_of(method, state.method_state, state.step, rollouts, batch)
+    state, metrics, tokens = update(state, rollouts, batch, credit, shuffle)
+    memory, store, late = supply.remember(method, forward, state, rollouts, batch, metrics)
+    state = state.replace(method_state=memory, store=store)
+    return state, metrics | watched | late | {"idle": idle(tokens["adv"], batch)}
 
   return iterate
 
 
-def make_evaluate(world: World, config: ModelConfig, plan: Plan):
+def make_evaluate(world: World, config: ModelConfig, sizes: Sizes):
   """evaluate(params) -> Held, one rollout for each held-out problem, drawn with the same random
   numbers every time."""
-  choice = choose.Choice(temperature=plan.eval_temperature)
+  choice = choose.Choice(temperature=sizes.eval_temperature)
+  known = sizes.of(world)
 
   def evaluate(params) -> Held:
-    ids = _HELD_IDS + jnp.arange(plan.heldout)
-    problems = world.problems(plan.world_seed, ids)
-    keys = jax.random.split(jax.random.key(0), plan.heldout)
+    problems, ids = known.held(), jnp.arange(sizes.heldout)
+    keys = jax.random.split(jax.random.key(0), sizes.heldout)
     rollouts, batch = play.play(world, config, params, problems, ids, keys, group=1, choice=choice)
     none = jnp.zeros((0,), jnp.float32)
     return Held(
@@ -229,18 +259,19 @@ def make_evaluate(world: World, config: ModelConfig, plan: Plan):
   return evaluate
 
 
-def warm_start(world, config, plan, forward, params, key, every: int = 10):
-  """(params, steps): supervised steps on solutions of problems of their own, until the sampled
-  success rate, measured every ten steps on 64 problems, reaches `warm_until`."""
-  if not plan.warm_steps:
+def warm_start(world, config, sizes, forward, params, key, every: int = 10):
+  """(params, steps): supervised steps on solutions of fresh problems (or what the world imitates at
+  the start), until the sampled success rate, measured every ten steps on 64 problems that are not
+  held out, reaches `warm_until`."""
+  if not sizes.warm_steps:
     return params, jnp.int32(0)
-  tx = optax.adamw(plan.warm_lr, weight_decay=0.0)
+  tx = optax.adamw(sizes.warm_lr, weight_decay=0.0)
+  known = sizes.of(world)
 
   def step(carry, index):
     params, opt_state = carry
-    where = jax.random.randint(jax.random.fold_in(key, index), (128,), 0, _WARM_IDS)
-    ids = _WARM_IDS + where
-    _, batch = play.demonstrate(world, world.problems(plan.world_seed, ids), ids)
+    ids, problems = known.warm(jax.random.fold_in(key, index), 128)
+    _, batch = play.demonstrate(world.imitated, problems, ids)
 
     def loss(params):
       return -jnp.sum(batch.mask * forward(params, batch).logp) / jnp.sum(batch.mask)
@@ -249,15 +280,14 @@ def warm_start(world, config, plan, forward, params, key, every: int = 10):
     return (optax.apply_updates(params, updates), opt_state), None
 
   def success(params, index):
-    ids = _HELD_IDS + _WARM_IDS + jnp.arange(64)
     keys = jax.random.split(jax.random.fold_in(key, index), 64)
-    problems = world.problems(plan.world_seed, ids)
+    problems, ids = known.probe(64), jnp.arange(64)
     rollouts, _ = play.play(world, config, params, problems, ids, keys, group=8)
     return jnp.mean(rollouts.correct.astype(jnp.float32))
 
   def more(loop):
     _, index, rate = loop
-    return (index < plan.warm_steps) & (rate < plan.warm_until)
+    return (index < sizes.warm_steps) & (rate < sizes.warm_until)
 
   def stretch(loop):
     carry, index, _ = loop
@@ -268,26 +298,3 @@ def warm_start(world, config, plan, forward, params, key, every: int = 10):
     begin = ((params, tx.init(params)), jnp.int32(0), jnp.float32(0))
     (params, _), steps, _ = jax.lax.while_loop(more, stretch, begin)
   return params, steps
-
-
-def over_seeds(run, devices=None):
-  """many(seeds i32[S], lrs f32[S], ...) -> (states, curves), as `run` takes and gives them with a
-  leading S: all runs in one program.
-
-  The runs are split over as many of the devices as divide S. On one device they follow each other
-  on the CPU, whose batched products are slow and round differently, and are vmapped elsewhere.
-  """
-  devices = jax.devices() if devices is None else devices
-
-  def many(*each):
-    count = each[0].shape[0]
-    used = max(d for d in range(1, len(devices) + 1) if count % d == 0)
-    mesh = Mesh(devices[:used], ("run",), axis_types=(AxisType.Auto,))
-    one_by_one = devices[0].platform == "cpu"
-    in_turn = lambda *each: jax.lax.map(lambda one: run(*one), each)
-    go = in_turn if one_by_one else jax.vmap(run)
-    return jax.shard_map(go, mesh=mesh, in_specs=P("run"), out_specs=P("run"), check_vma=False)(
-      *each
-    )
-
-  return jax.jit(many)

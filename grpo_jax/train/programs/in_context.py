@@ -7,6 +7,7 @@ and the update are those of the language-model loops: a row is a context, a colu
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from grpo_jax.rollout.in_context.tokens import Layout
 from grpo_jax.train.optimizer import make_schedule
 from grpo_jax.train.programs import in_context_exam as exams
 from grpo_jax.train.programs.in_context_data import draw
-from grpo_jax.train.update import init_state, make_update
+from grpo_jax.train.update import credit_of, init_state, make_update
 from grpo_jax.types import Batch, Fixed, Fwd, Method, Metrics, TrainState
 
 
@@ -34,7 +35,7 @@ class _Schedule(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Sizes:
   """Sizes of a run. UserError for values out of range."""
 
   steps: int = 1000
@@ -96,15 +97,14 @@ def make_config(layout: Layout, *, hidden=32, layers=4, heads=1, **more) -> mode
 
 def check(method: Method) -> None:
   """Raises UserError where this loop cannot give the method what it reads."""
-  if not isinstance(method.plan, Fixed) or method.whole_groups:
+  if method.plan != Fixed():
     raise UserError("the method must learn from given labels, one a context: use dpt, t2mir or sft")
-  if method.needs:
-    raise UserError(
-      f"the method needs {', '.join(method.needs)}, which the in-context loop does not supply"
-    )
+  if method.needs or method.remember is not Method.remember:
+    what = ", ".join(method.needs) or "a memory"
+    raise UserError(f"the method needs {what}, which the in-context loop does not supply")
 
 
-def make_program(layout: Layout, method: Method, config, plan: Plan, source=None) -> Program:
+def make_program(layout: Layout, method: Method, config, plan: Sizes, source=None) -> Program:
   """source: where contexts come from if not from the family; see in_context_data.draw."""
   check(method)
 
@@ -131,11 +131,12 @@ def make_program(layout: Layout, method: Method, config, plan: Plan, source=None
     key = jax.random.fold_in(key_of(seed), state.step + 1)
     data, noise, order = (jax.random.fold_in(key, i) for i in range(3))
     rollouts, batch = draw(layout, data, plan.batch, pairs=plan.pairs, source=source)
-    update = make_update(method, make_forward(layout, config, noise, plan.pairs), optimizer(lr))
-    before = state.params
-    state, metrics, per_token = update(state, rollouts, batch, order)
-    metrics = metrics | {"nll": -jnp.sum(batch.mask * per_token["logp"]) / jnp.sum(batch.mask)}
-    return state.replace(params=follow(state.params, before, plan.gate_rate)), metrics
+    forward = make_forward(layout, config, noise, plan.pairs)
+    settle = functools.partial(follow, rate=plan.gate_rate)
+    update = make_update(method, forward, optimizer(lr), settle=settle)
+    credit = credit_of(method, state.method_state, state.step, rollouts, batch)
+    state, metrics, per_token = update(state, rollouts, batch, credit, order)
+    return state, metrics | {"nll": -jnp.sum(batch.mask * per_token["logp"]) / jnp.sum(batch.mask)}
 
   def stretch(seed, state, lr=plan.lr):
     one = lambda state, _: step(seed, state, lr)
@@ -166,8 +167,8 @@ def widened(params):
   }
 
 
-def make_run(layout: Layout, method: Method, config, plan: Plan = Plan(), source=None):
-  """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, for jit or `fused.over_seeds`."""
+def make_run(layout: Layout, method: Method, config, plan: Sizes = Sizes(), source=None):
+  """run(seed i32[], lr f32[] = plan.lr) -> (state, curves): pure, for jit or `seeds.over_seeds`."""
   program = make_program(layout, method, config, plan, source)
 
   def run(seed, lr=plan.lr):

@@ -29,7 +29,7 @@ Say = Callable[[str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Sizes:
   """Where histories come from: the folder of a data set, or learners of our own. The numbers of
   the learner are ours: neither paper names any."""
 
@@ -40,7 +40,7 @@ class Plan:
   gamma: float = 0.9
   epsilon: tuple[float, float] = (1.0, 0.05)  # from the first episode to the last
   seed: int = 0
-  sac: soft_actor_critic.Plan = dataclasses.field(default_factory=soft_actor_critic.Plan)
+  sac: soft_actor_critic.Sizes = dataclasses.field(default_factory=soft_actor_critic.Sizes)
 
   def __post_init__(self):
     for name in ("learners", "episodes"):
@@ -50,16 +50,16 @@ class Plan:
       raise UserError(f"data.histories.epsilon={self.epsilon}: give two numbers from 0 to 1")
 
 
-def plan_of(fields: dict[str, Any]) -> Plan:
+def plan_of(fields: dict[str, Any]) -> Sizes:
   """UserError for a field that there is not."""
-  _known("data.histories", fields, Plan)
+  _known("data.histories", fields, Sizes)
   sac = dict(fields.get("sac", {}))
-  _known("data.histories.sac", sac, soft_actor_critic.Plan)
+  _known("data.histories.sac", sac, soft_actor_critic.Sizes)
   made: Any = {
-    "epsilon": tuple(fields.get("epsilon", Plan.epsilon)),
-    "sac": soft_actor_critic.Plan(**sac),
+    "epsilon": tuple(fields.get("epsilon", Sizes.epsilon)),
+    "sac": soft_actor_critic.Sizes(**sac),
   }
-  return Plan(**fields | made)
+  return Sizes(**fields | made)
 
 
 def _known(place: str, fields: dict[str, Any], record) -> None:
@@ -70,7 +70,7 @@ def _known(place: str, fields: dict[str, Any], record) -> None:
 
 
 def obtain(
-  family: Family, steps: int, plan: Plan, split: str = "train", say: Say = print
+  family: Family, steps: int, plan: Sizes, split: str = "train", say: Say = print
 ) -> Histories:
   """Histories of all training or held-out tasks. UserError where the family has no list of them,
   where stored ones are of other tasks, or shorter than a context of `steps`."""
@@ -84,7 +84,7 @@ def obtain(
   return checked(family, steps, plan, tasks, found)
 
 
-def both(family: Family, steps: int, plan: Plan, say: Say = print) -> tuple[Histories, Histories]:
+def both(family: Family, steps: int, plan: Sizes, say: Say = print) -> tuple[Histories, Histories]:
   """Histories of training and of held-out tasks, as `obtain`; continuous learners that are to be
   made learn side by side, in one program."""
   if plan.path or not family.continuous or family.train is None or family.heldout is None:
@@ -98,7 +98,7 @@ def both(family: Family, steps: int, plan: Plan, say: Say = print) -> tuple[Hist
   return check(family.train, first), check(family.heldout, rest)
 
 
-def checked(family: Family, steps: int, plan: Plan, tasks: Any, found: Histories) -> Histories:
+def checked(family: Family, steps: int, plan: Sizes, tasks: Any, found: Histories) -> Histories:
   """`found`; UserError as in `obtain`."""
   want = named(tasks)
   same = found.tasks.keys() == want.keys() and all(
@@ -113,7 +113,7 @@ def checked(family: Family, steps: int, plan: Plan, tasks: Any, found: Histories
   return found
 
 
-def make(family: Family, tasks: Any, plan: Plan, key: Array, say: Say = print) -> Histories:
+def make(family: Family, tasks: Any, plan: Sizes, key: Array, say: Say = print) -> Histories:
   """`plan.learners` learners on each of these stacked tasks."""
   tasks = jax.tree.map(jnp.asarray, tasks)
   count = jax.tree.leaves(tasks)[0].shape[0]
