@@ -75,7 +75,7 @@ TABLE = ((0.0, 1.0), (0.125, 0.5), (0.5, 0.125), (1.0, 0.0), (1.0, 0.0))
 def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, coefficients):
   for seed in (0, 1, 2):
     p, q = (problem(seed, d, dead=0.2, holes=0.15) for d in (np.float32, np.float64))
-    method = methods.get("hpt_unified", max_tokens=9, **kwargs)
+    method = problems.get("hpt_unified", max_tokens=9, **kwargs)
     loss, _, grad, *_ = problems.run(method, p)
     loop = lambda x: transcription(
       q,  # noqa: B023
@@ -143,7 +143,7 @@ def row_of_the_table(name, p, credit, place):
 def test_row_of_the_table_has_the_gradient_of_the_methods_usual_loss(name):
   p = problems.ragged(7, dead=0, holes=0.1)
   which, kwargs = ROWS[name]
-  method = methods.get(which, **kwargs) if kwargs is not None else methods.get("grpo")
+  method = problems.get(which, **kwargs) if kwargs is not None else problems.get("grpo")
   made, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
   credit = method.credit((), made, batch)
   weight = np.asarray(credit.weight)[place]
@@ -173,19 +173,19 @@ def test_gate_1_is_sft_on_the_demonstrations():
   p = problem(3, dead=0)
   p.alive[1, -1] = True
   for mean_of, aggregate in (("prompts", "rollout_mean"), ("tokens", "token_mean")):
-    method = methods.get("hpt_unified", max_tokens=9, gate=1.0, sft_mean=mean_of, beta_entropy=0.0)
+    method = problems.get("hpt_unified", max_tokens=9, gate=1.0, sft_mean=mean_of, beta_entropy=0.0)
     ours = problems.run(method, p)
     q = problem(3, dead=0)
     q.alive[1, -1] = True
-    theirs = problems.run(methods.get("sft", aggregate=aggregate), only(q, q.given))
+    theirs = problems.run(problems.get("sft", aggregate=aggregate), only(q, q.given))
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-6, atol=1e-9)
 
 
 def test_a_negative_gate_is_dr_grpo_without_clip_times_the_number_of_samples():
   p = problem(3, dead=0, holes=0)
-  ours = problems.run(methods.get("hpt_unified", max_tokens=9, gate=-1, beta_entropy=0.0), p)
-  method = methods.get("dr_grpo", max_tokens=9, eps_low=1.0, eps_high=1e9)
+  ours = problems.run(problems.get("hpt_unified", max_tokens=9, gate=-1, beta_entropy=0.0), p)
+  method = problems.get("dr_grpo", max_tokens=9, eps_low=1.0, eps_high=1e9)
   theirs = problems.run(method, only(problem(3, dead=0, holes=0), ~p.given))
   np.testing.assert_allclose(ours[0], 4 * theirs[0], rtol=1e-5)
   np.testing.assert_allclose(ours[2], 4 * theirs[2], rtol=1e-5, atol=1e-8)
@@ -204,7 +204,7 @@ def test_the_switch_changes_with_exactly_the_number_solved(n):
   p = solved(range(n + 1), n)
   made, batch, *_ = problems.lay_out(p, "flat")
   for most in range(-1, n + 1):
-    method = methods.get("hpt_unified", max_tokens=9, gate=most / n)
+    method = problems.get("hpt_unified", max_tokens=9, gate=most / n)
     credit = method.credit(method.init(1), made, batch)
     used = (np.asarray(credit.weight).sum(1) > 0).reshape(n + 1, n + 1)
     shown = np.arange(n + 1) <= most
@@ -214,7 +214,7 @@ def test_the_switch_changes_with_exactly_the_number_solved(n):
 def test_a_kept_group_that_is_all_right_has_no_gradient_but_the_entropys():
   p = solved([4, 4], 4)
   for beta in (0.0, 1.0):
-    method = methods.get("hpt_unified", max_tokens=9, beta_entropy=beta)
+    method = problems.get("hpt_unified", max_tokens=9, beta_entropy=beta)
     loss, metrics, grad, *_ = problems.run(method, p)
     assert (grad == 0).all() and metrics["sft_share"] == 0
     rows = p.trained & ~p.given[..., None]
@@ -222,7 +222,7 @@ def test_a_kept_group_that_is_all_right_has_no_gradient_but_the_entropys():
 
 
 def test_no_sample_alive_means_sft_and_no_demonstration_means_rl():
-  method = methods.get("hpt_unified", max_tokens=9)
+  method = problems.get("hpt_unified", max_tokens=9)
   p = solved([0, 0], 4)
   p.alive[0, :-1], p.alive[1, -1] = False, False
   p.reward[1] = [1, 0, 0, 0, 9]
@@ -234,13 +234,13 @@ def test_no_sample_alive_means_sft_and_no_demonstration_means_rl():
 
 
 def test_share_of_sft_is_that_of_questions():
-  _, metrics, *_ = problems.run(methods.get("hpt_unified", max_tokens=9), solved([0, 1, 0, 2], 4))
+  _, metrics, *_ = problems.run(problems.get("hpt_unified", max_tokens=9), solved([0, 1, 0, 2], 4))
   np.testing.assert_allclose(metrics["sft_share"], 0.5, rtol=1e-6)
 
 
 def test_shuffled_decisions_keep_their_number_and_change_with_the_step():
   p = solved([0, 0, 3, 3, 3, 3], 4)
-  method = methods.get("hpt_unified", max_tokens=9, shuffle=True)
+  method = problems.get("hpt_unified", max_tokens=9, shuffle=True)
   made, batch, *_ = problems.lay_out(p, "flat")
   found = []
   for step in range(6):

@@ -163,7 +163,7 @@ def test_gamma_0_gives_each_turn_its_own_normalized_reward_only():
 
 def test_gains_telescope_to_the_belief_before_the_last_turn_minus_that_of_the_prompt():
   p = problem(8)
-  rollouts_, batch, *_ = laid_out(p, methods.get("igpo"))
+  rollouts_, batch, *_ = laid_out(p, problems.get("igpo"))
   belief = jnp.exp(batch.extra["answer_logp"])
   total = np.asarray(turn_rewards(belief, batch, rollouts_, jnp.zeros((3, 4)))).sum(-1)
   several = 0
@@ -177,7 +177,7 @@ def test_gains_telescope_to_the_belief_before_the_last_turn_minus_that_of_the_pr
 
 def test_no_gradient_reaches_the_belief():
   p = problem(9)
-  method = methods.get("igpo")
+  method = problems.get("igpo")
   rollouts_, batch, fwd, _ = laid_out(p, method)
 
   def loss(belief):
@@ -196,7 +196,7 @@ def test_a_belief_that_is_not_finite_gives_the_turns_beside_it_no_gain(bad):
   p.alive[:], p.trained[:], p.reward[:] = True, True, 0.5
   p.unit[:] = np.minimum(np.arange(8) // 2, K - 1)
   p.unit_value[0, 0, 1] = bad
-  rollouts_, batch, *_ = laid_out(p, methods.get("igpo"))
+  rollouts_, batch, *_ = laid_out(p, problems.get("igpo"))
   belief = batch.extra["answer_logp"]
   found = np.asarray(turn_rewards(belief, batch, rollouts_, rollouts_.reward))
   np.testing.assert_array_equal(found[0, 0], [0, 0, 0.5])
@@ -231,7 +231,7 @@ def test_equal_rewards_of_all_turns_and_dead_groups_give_exactly_0():
 def test_a_constant_gain_is_a_reward_for_turns():
   p = problem(13)
   p.truncated[:], p.reward = False, np.where(p.alive, np.float32(0), np.nan)
-  assert methods.get("igpo", gain="constant").needs == ("ref",)
+  assert problems.get("igpo", gain="constant").needs == ("ref",)
   adv = run(p, "igpo", gain="constant", bonus=0.5)[2]
   for i, j in rollouts(p):
     own = [u for u, _ in turns_of(p, i, j)]

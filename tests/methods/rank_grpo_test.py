@@ -254,7 +254,7 @@ def test_a_rank_without_hits_has_no_advantage_and_missing_lines_count_as_misses(
 
 def test_a_group_of_one_missing_relevance_and_unknown_names_are_one_line():
   p = lists(12, g=1)
-  method = methods.get("rank_grpo", ranks=RANKS)
+  method = problems.get("rank_grpo", ranks=RANKS)
   rollouts_, batch, *_ = laid_out(p, method)
   with pytest.raises(UserError, match="at least 2 rollouts"):
     jax.eval_shape(method.credit, (), rollouts_, batch)

@@ -128,7 +128,7 @@ def chain_batch(value, interval):
 def test_chain_equals_the_formula_in_loops_in_value_and_gradient(interval):
   p, wide = problem(interval), problem(interval, dtype=np.float64)
   value = np.random.default_rng(interval).uniform(size=(3, 4, 7)).astype(np.float32)
-  plan = methods.get("spo_segment", interval=interval).plan
+  plan = problems.get("spo_segment", interval=interval).plan
   assert plan == Chain(interval=interval, samples=9, cut=0.9)
   adv = chain_by_loops(wide, value.astype(np.float64), interval)
   check(p, wide, chain_batch(value, interval), adv, rollouts(wide), interval=interval)
@@ -216,7 +216,7 @@ def test_tree_equals_the_formula_in_loops_in_value_and_gradient(mode):
   parent = grown(p, 5)
   grown(wide, 5)
   kwargs = {"form": "tree", "branching": (3, 2), "mode": mode}
-  method = methods.get("spo_segment", **kwargs)
+  method = problems.get("spo_segment", **kwargs)
   assert method.plan == Tree((3, 2), 30) and method.plan.nodes == 9
 
   def batch_of(p, method):
@@ -290,7 +290,7 @@ def world():
 
 def chain_gradient(theta, tokens, reward, values):
   """Of one completion whose two tokens are segments with these values at their starts."""
-  method = methods.get("spo_segment", cut=1.0, whiten=False, beta_kl=0.0)
+  method = problems.get("spo_segment", cut=1.0, whiten=False, beta_kl=0.0)
   batch = Batch(
     tokens=tokens[None],
     mask=jnp.ones((1, 2)),
@@ -327,7 +327,7 @@ def test_chain_with_exact_values_and_with_one_continuation_each_has_the_exact_gr
 def test_tree_edges_have_the_exact_gradient_but_for_the_share_of_the_node_in_its_baseline(world):
   """2 + 4 edges of one token: the mean of two children holds each of them by a half."""
   theta, reward = world
-  method = methods.get(
+  method = problems.get(
     "spo_segment",
     form="tree",
     branching=(2, 2),

@@ -122,7 +122,7 @@ def test_the_stationary_count_is_1_over_1_minus_rho(rho):
 
 
 def test_the_reward_of_this_step_is_not_in_its_own_baseline():
-  method = methods.get("spo_single_stream", whiten=False, rho=0.9)
+  method = problems.get("spo_single_stream", whiten=False, rho=0.9)
   p = problem(4)
   p.alive[:], p.truncated[:], p.reward = True, False, np.zeros_like(p.reward)
   batch = problems.lay_out(p, "flat")[1]
@@ -140,7 +140,7 @@ def test_the_reward_of_this_step_is_not_in_its_own_baseline():
 def test_whitened_advantages_have_mean_0_and_deviation_1_over_the_alive():
   p = problem(5, n=32)
   p.trained[..., 0] = True
-  method = methods.get("spo_single_stream")
+  method = problems.get("spo_single_stream")
   batch = problems.lay_out(p, "flat")[1]
   adv = np.asarray(method.credit(method.init(32), visit(p, np.arange(32)), batch).adv)[:, 0]
   alive = p.alive[:, 0]
@@ -167,7 +167,7 @@ def test_visits_of_a_prompt_twice_in_a_batch_count_under_one_decay():
   p.alive[:], p.truncated[:] = [[1], [1], [1], [0]], False
   p.reward = np.asarray([[1], [0], [1], [np.nan]], np.float32)
   state = trackers.Tracker(alpha=jnp.full(4, 2.0), beta=jnp.full(4, 3.0))
-  method = methods.get("spo_single_stream")
+  method = problems.get("spo_single_stream")
   batch = problems.lay_out(p, "flat")[1]
   drift = [0.006, 0.006, 0.0, 9.0]  # 2^-0.1 = 0.933; 0 is held at 0.96; the dead one is no visit
   after = method.remember(state, visit(p, [2, 2, 0, 1]), batch, now(drift))
@@ -177,7 +177,7 @@ def test_visits_of_a_prompt_twice_in_a_batch_count_under_one_decay():
 
 
 def test_offline_answers_set_the_prior_and_weights_follow_the_uncertainty():
-  method = methods.get("spo_single_stream", solved=(0, 3, 8), tried=8, count_power=0.5)
+  method = problems.get("spo_single_stream", solved=(0, 3, 8), tried=8, count_power=0.5)
   state = method.init(3)
   s, eight = np.asarray([0.0, 3, 8]), 1 / (1 - 0.875)
   np.testing.assert_allclose(state.alpha, eight * (s + 0.5) / 9, rtol=1e-6)
@@ -188,7 +188,7 @@ def test_offline_answers_set_the_prior_and_weights_follow_the_uncertainty():
   )
   beyond = trackers.Tracker(alpha=jnp.asarray([-1.0, 3.0]), beta=jnp.asarray([3.0, -1.0]))
   np.testing.assert_allclose(trackers.uncertainty(beyond, floor=0.05), 0.05)
-  assert methods.get("spo_single_stream", curriculum=False).weigh is None
+  assert problems.get("spo_single_stream", curriculum=False).weigh is None
   with pytest.raises(UserError, match="solved: 3 entries, but there are 4 prompts"):
     method.init(4)
 
@@ -220,9 +220,9 @@ def test_drift_is_measured_on_the_last_completion_that_was_stored():
 
 
 def test_drift_is_asked_for_unless_rho_is_constant():
-  method, p = methods.get("spo_single_stream"), problem(9)
+  method, p = problems.get("spo_single_stream"), problem(9)
   assert method.needs == ("drift",)
-  assert methods.get("spo_single_stream", rho=0.875).needs == ()
+  assert problems.get("spo_single_stream", rho=0.875).needs == ()
   batch = problems.lay_out(p, "flat")[1]
   with pytest.raises(UserError, match="now.metrics\\['drift'\\] is missing"):
     method.remember(method.init(Q), visit(p, np.arange(12)), batch, now())
