@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, surrogates, units
+from grpo_jax.errors import UserError
 from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Flat, Method
 
@@ -60,14 +61,16 @@ def make(
     explore = solved.astype(dtype) / tried.astype(dtype) > gate + _ROUNDING
     return jnp.stack([explore, ~explore], axis=1).astype(dtype)
 
-  def credit(step, rollouts, batch):
+  def credit(state, rollouts, batch):
     length = units.token_count(batch, rollouts)
     alive = rollouts.alive & (length > 0)
     given = jnp.zeros_like(alive) if rollouts.given is None else rollouts.given
     sampled, shown = alive & ~given, alive & given
     both = gates(rollouts, rollouts.alive & ~given)
     if shuffle:
-      both = jax.random.permutation(jax.random.fold_in(jax.random.key(0), step), both)
+      if rollouts.step is None:
+        raise UserError("hpt_unified: rollouts.step is None; shuffle draws anew with each step")
+      both = jax.random.permutation(jax.random.fold_in(jax.random.key(0), rollouts.step), both)
     has = jnp.any(shown, axis=1, keepdims=True)
     alpha, beta = jnp.where(has, both[:, :1], 1), jnp.where(has, both[:, 1:], 0)
 
@@ -110,8 +113,6 @@ def make(
   return Method(
     credit=credit,
     loss=loss,
-    init=lambda num_prompts: jnp.zeros((), jnp.int32),
-    remember=lambda step, rollouts, batch, now: now.step + 1,
     plan=Flat(demonstrate=True),
     needs=("entropy",) * bool(beta_entropy),
   )

@@ -13,7 +13,6 @@ from transcription_test import difference, mean, ppo_term, ratio, rollouts, std,
 from grpo_jax import methods
 from grpo_jax.core import selection
 from grpo_jax.errors import UserError
-from grpo_jax.types import Now
 
 
 def variance(xs):
@@ -99,7 +98,7 @@ def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, step):
       for d in (np.float32, np.float64)
     )
     made, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
-    credit = method.credit(jnp.int32(step), made, batch)
+    credit = method.credit((), made.replace(step=jnp.int32(step)), batch)
     loss, metrics, grad, _ = problems.value_and_grad(method, fwd, batch, credit)
     logp = q.fields["logp"]
     loop = lambda x: transcription(
@@ -210,11 +209,10 @@ def test_the_quotas_go_from_first_to_last_and_stay_there():
   p = problems.ragged(0, n=4, g=4, dead=0, holes=0)
   method = problems.get("d3s", total_steps=4, samples=(0.25, 0.75), tokens=(100.0, 100.0))
   made, batch, *_ = problems.lay_out(p, "flat", method.needs)
-  state, sizes = method.init(4), []
+  sizes = []
   for step in range(6):
-    weight = np.asarray(method.credit(state, made, batch).weight)
+    weight = np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight)
     sizes.append(int((weight.sum(1) > 0).sum()))
-    state = method.remember(state, made, batch, Now(metrics={}, step=jnp.int32(step)))
   assert sizes == [4, 6, 8, 10, 12, 12]
 
 
@@ -246,12 +244,19 @@ def test_the_random_control_keeps_as_much_and_changes_with_the_step():
     method = problems.get("d3s", total_steps=4, samples=(0.5, 0.5), tokens=(50.0, 50.0), pick=pick)
     assert ("entropy_old" in method.needs) == (pick == "variance")
     kept[pick] = [
-      np.asarray(method.credit(jnp.int32(step), made, batch).weight) > 0 for step in (0, 1)
+      np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight) > 0
+      for step in (0, 1)
     ]
   rows = lambda x: int((x.sum(1) > 0).sum())
   assert rows(kept["variance"][0]) <= 8 and rows(kept["random"][0]) <= 8
   assert (kept["variance"][0] == kept["variance"][1]).all()
   assert (kept["random"][0] != kept["random"][1]).any()
+
+
+def test_a_schedule_without_a_step_is_one_line():
+  made, batch, *_ = problems.lay_out(problems.ragged(0), "flat", ("entropy_old",))
+  with pytest.raises(UserError, match="rollouts.step is None; give the updates"):
+    methods.get("d3s", total_steps=4).credit((), made.replace(step=None), batch)
 
 
 @pytest.mark.parametrize(

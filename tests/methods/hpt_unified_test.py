@@ -244,9 +244,11 @@ def test_shuffled_decisions_keep_their_number_and_change_with_the_step():
   made, batch, *_ = problems.lay_out(p, "flat")
   found = []
   for step in range(6):
-    weight = np.asarray(method.credit(jnp.int32(step), made, batch).weight)
+    weight = np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight)
     found.append(weight.reshape(6, 5, -1)[:, -1].sum(-1) > 0)
   assert all(x.sum() == 2 for x in found) and len({x.tobytes() for x in found}) > 2
+  with pytest.raises(UserError, match="rollouts.step is None; shuffle draws anew"):
+    method.credit((), made.replace(step=None), batch)
 
 
 def test_bad_input_is_one_line():

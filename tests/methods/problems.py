@@ -105,6 +105,7 @@ def rollouts_of(p: Problem) -> Rollouts:
     truncated=jnp.asarray(p.truncated),
     length=jnp.asarray(p.length(), jnp.int32),
     given=jnp.asarray(p.given) if p.given.any() else None,
+    step=jnp.int32(0),
   )
 
 
