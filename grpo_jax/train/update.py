@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grpo_jax.core import rows
 from grpo_jax.models.policy import Forward
 from grpo_jax.types import Batch, Credit, Fwd, Method, Metrics, Rollouts, TrainState
 
@@ -60,30 +61,13 @@ def _fresh(tx: optax.GradientTransformation, params: Any, old: Any) -> Any:
   return jax.tree.map(keep, tx.init(params), old, is_leaf=scheduled)
 
 
-def _take(tree: Any, count: int, pieces: int, index) -> Any:
-  """Piece `index` of every array whose leading dimension is a multiple of `count` prompts.
-
-  Piece j holds the prompts j, j + pieces, ...: with prompts split over devices in blocks, every
-  device has its share of every piece.
-  """
-
-  def pick(x):
-    per = x.shape[0] // count
-    x = x.reshape(count // pieces, pieces, per, *x.shape[1:])
-    x = jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
-    return x.reshape(count // pieces * per, *x.shape[2:])
-
-  return jax.tree.map(pick, tree)
-
-
 def _piece(shape: tuple[int, int], batch: Batch, credit: Credit, pieces: int, index):
   """Batch and credit of one piece of [N, G] = `shape`, with `owner` counted inside the piece."""
   count, group = shape
   if pieces == 1:
     return batch, credit
-  prompt = batch.owner // group  # prompts of a piece are index, index + pieces, ...
-  batch = batch.replace(owner=(prompt - index) // pieces * group + batch.owner % group)
-  return _take((batch, credit), count, pieces, index)
+  batch, credit = rows.piece((batch, credit), count, pieces, index)
+  return rows.recounted(batch, (count // pieces, group)), credit
 
 
 def _combine(a: Metrics, b: Metrics) -> Metrics:
@@ -165,7 +149,7 @@ def make_update(
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
     zero[1].update({k: v - jnp.inf for k, v in zero[1].items() if k.startswith("max_")})
     (grads, metrics), pieces = jax.lax.scan(add, zero, jnp.arange(cut.micro))
-    return grads, metrics, jax.tree.map(lambda x: _interleave(x, shape), pieces)
+    return grads, metrics, jax.tree.map(lambda x: rows.interleave(x, shape[0]), pieces)
 
   def one_update(carry, shape, batch, credit):
     params, opt_state = carry
@@ -220,21 +204,5 @@ def make_update(
 
 def _reorder(shape: tuple[int, int], batch: Batch, credit: Credit, order: jax.Array):
   """Prompts in another order, rows with them; `owner` keeps pointing at its rollout."""
-  count, group = shape
-
-  def move(x):
-    y = x.reshape(count, x.shape[0] // count, *x.shape[1:])
-    return jnp.take(y, order, axis=0).reshape(x.shape)
-
-  place = jnp.argsort(order)  # where each prompt went
-  owner = place[batch.owner // group] * group + batch.owner % group
-  return jax.tree.map(move, (batch.replace(owner=owner), credit))
-
-
-def _interleave(pieces: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """[micro, R / micro, T] -> [R, T], undoing `_take`."""
-  micro, rows, t = pieces.shape
-  count = shape[0]
-  per = micro * rows // count
-  x = pieces.reshape(micro, count // micro, per, t).transpose(1, 0, 2, 3)
-  return x.reshape(micro * rows, t)
+  batch, credit = rows.take((batch, credit), shape[0], order)
+  return rows.recounted(batch, shape), credit
