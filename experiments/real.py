@@ -4,9 +4,9 @@
 
 Trains configs/SLUG.py (SmolLM2-135M on a real task) for N steps, 12 if not said, and writes
 experiments/SLUG/real.json: held-out accuracy before and after with the interval of the paired
-difference, tokens sampled for the update, minutes, and what the run logged in its first and its last third. One
-seed and a short run: it shows that the method works on a language model, and decides nothing. The
-same command resumes. The last line of stdout is `final: {json}`.
+difference, tokens sampled for the update, minutes, and what the run logged in its first and its
+last third. One seed and a short run: it shows that the method works on a language model, and
+decides nothing. The same command resumes. The last line of stdout is `final: {json}`.
 """
 
 import json
