@@ -18,17 +18,18 @@ def account(peak=GIB, free=(), **seconds):
 
 
 @pytest.mark.parametrize(
-  "test, folder, paper",
+  "test, folder, payer",
   [
     ("tests/layers_test.py::test_a", "tests", None),
     ("tests/core/groups_test.py::test_a[igpo]", "tests/core", None),
-    ("tests/methods/igpo_test.py::test_a", "tests/methods", "igpo"),
-    ("tests/methods/common_test.py::test_a[rank_grpo-ranks=3]", "tests/methods", "rank_grpo"),
+    ("tests/methods/igpo_test.py::test_a", "tests/methods", ("paper", "igpo")),
+    ("tests/methods/common_test.py::t[igpo-n=3]", "tests/methods", ("case", "igpo-n=3")),
+    ("tests/methods/common_test.py::t[igpo]", "tests/methods", ("case", "igpo")),
     ("tests/methods/registry_test.py::test_a[wrong]", "tests/methods", None),
   ],
 )
-def test_a_test_is_paid_by_its_folder_and_by_its_paper(test, folder, paper):
-  assert (budget.folder(test), budget.paper(test, SLUGS)) == (folder, paper)
+def test_a_test_is_paid_by_its_folder_and_by_its_paper_or_case(test, folder, payer):
+  assert (budget.folder(test), budget.payer(test, SLUGS)) == (folder, payer)
 
 
 def test_what_is_over_is_named_and_what_is_far_over_fails():
