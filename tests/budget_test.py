@@ -34,9 +34,9 @@ def test_a_test_is_paid_by_its_folder_and_by_its_paper_or_case(test, folder, pay
 
 def test_what_is_over_is_named_and_what_is_far_over_fails():
   papers = {f"tests/methods/igpo_test.py::test_{i}": 4.0 for i in range(2)}
-  over, failed = budget.judge([account(**papers, a=9.0, b=17.0, c=8.0)], Limits(), SLUGS)
+  over, failed = budget.judge([account(**papers, a=9.0, b=33.0, c=8.0)], Limits(), SLUGS)
   assert over == ["a costs 9.0 CPU s of 8", "paper igpo costs 8.0 CPU s of 6"]
-  assert failed == ["b costs 17.0 CPU s of 8"]
+  assert failed == ["b costs 33.0 CPU s of 8"]
   over, failed = budget.judge([account(a=3.0), account(b=4.0)], Limits(total=5), SLUGS)
   assert (over, failed) == (["the run costs 7.0 CPU s of 5"], [])
 
