@@ -12,6 +12,7 @@ decides nothing. The same command resumes. The last line of stdout is `final: {j
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.common.cli import command, load_config
 from grpo_jax.errors import UserError
@@ -49,7 +50,7 @@ def real(spec: str, steps: int, problems: int, workdir: Path) -> dict:
   from grpo_jax.train import launch
 
   slug, _, variant = spec.partition(":")
-  c, _ = load_config(f"configs/{slug}.py" + (f":{variant}" if variant else ""))
+  c: Any = load_config(f"configs/{slug}.py" + (f":{variant}" if variant else ""))[0]
   with c.unlocked():
     c.steps, c.eval.every, c.eval.problems, c.checkpoint.every = steps, 0, problems, 4
   c.lock()

@@ -108,7 +108,6 @@ def make_update(
   cut: Cut = Cut(),
   learning_rate: Callable[[jax.Array], jax.Array] | None = None,
   shardings: TrainState | None = None,
-  settle: Callable[[Any, Any], Any] | None = None,
 ):
   """update(state, rollouts, batch, credit, key) -> (state, metrics, tokens), jitted, `state`
   donated.
@@ -118,8 +117,7 @@ def make_update(
   (logp, entropy, ratio, adv) for the rollout viewer. `key` shuffles prompts into mini-batches when
   there are several. Advantages and denominators are those of the whole batch (types.Credit).
   shardings: of the state, which the new state keeps; left to XLA, they may differ from the old
-  ones, and every program that reads the state is compiled once more. settle(new params, old) ->
-  params after every optimizer step: slow copies, projections.
+  ones, and every program that reads the state is compiled once more.
   """
 
   def loss_of(params, batch: Batch, credit: Credit, tokens):
@@ -158,7 +156,8 @@ def make_update(
       updates, opt_state = tx.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.tree.norm(grads)
     new = optax.apply_updates(params, updates)
-    return (new if settle is None else settle(new, params), opt_state), metrics, per_token
+    new = new if method.settle is None else method.settle(new, params)
+    return (new, opt_state), metrics, per_token
 
   def update(state: TrainState, rollouts: Rollouts, batch: Batch, credit: Credit, key: jax.Array):
     opt_state = state.opt_state
