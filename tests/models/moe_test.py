@@ -328,7 +328,7 @@ def test_one_expert_is_a_dense_layer():
     ({"experts": 1}, "moe.experts"),
     ({"task_experts": -1}, "moe.task_experts"),
     ({"top_k": 0}, "moe.top_k"),
-    ({"hidden": 0}, "moe.top_k"),
+    ({"hidden": 0}, "moe.hidden"),
     ({"dispatch": "capacity"}, "moe.dispatch"),
   ],
 )
