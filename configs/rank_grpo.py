@@ -28,7 +28,12 @@ def get_config(variant: str = ""):
     "template": "{question} -> {answer}\n",
   }
   c.reward.parts = (
-    {"name": "lines", "units": RANKS, "args": {"separator": ", ", "ordered": True}, "verdict": False},
+    {
+      "name": "lines",
+      "units": RANKS,
+      "args": {"separator": ", ", "ordered": True},
+      "verdict": False,
+    },
     {"name": "exact", "weight": 0.0, "verdict": True},
   )
   c.sample.units, c.sample.cut = RANKS + 1, ", "
