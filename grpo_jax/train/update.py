@@ -79,11 +79,11 @@ def _observe(fwd: Fwd, batch: Batch, tokens: jax.Array) -> Metrics:
   """What every run logs, whatever its method. `tokens`: trained tokens of the whole mini-batch."""
   out = {"tokens": jnp.sum(batch.mask)}
   if fwd.entropy is not None:
-    out["entropy"] = jnp.sum(batch.mask * fwd.entropy) / tokens
+    known = (batch.mask > 0) & ~jnp.isnan(fwd.entropy)  # NaN: dead; a loss says it where not
+    out["entropy"] = jnp.sum(jnp.where(known, fwd.entropy, 0)) / tokens
   if batch.logp_sampler is not None:
-    sampled = (batch.mask > 0) & ~jnp.isnan(batch.logp_sampler)
-    gap = jnp.where(sampled, jnp.abs(fwd.logp - batch.logp_sampler), 0)
-    out["max_logp_gap"] = jnp.max(gap)
+    gap = jnp.abs(fwd.logp - batch.logp_sampler)
+    out["max_logp_gap"] = jnp.max(jnp.where((batch.mask > 0) & ~jnp.isnan(gap), gap, 0))
   return out
 
 
