@@ -57,8 +57,9 @@ format: dev ## what ruff can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-test: lint ## lint, then the fast tests
-	$(PY) -m pytest -n $(WORKERS) --durations=25
+# A file stays with one worker: what it shares is made once. The budget is in tests/budget.py.
+test: lint ## lint, then the fast tests, and what they cost
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --budget
 
 test-slow: dev ## tests of more than a few seconds
 	$(PY) -m pytest -m slow

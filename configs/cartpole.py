@@ -8,6 +8,11 @@
 as usual for CartPole: two tanh layers of 64, 512 steps an update, 4 epochs, gamma 0.99, lambda
 0.95, clip 0.2, entropy 0.01, annealed rate. Mini-batches are whole rows, so there are 16 short ones
 and 2 mini-batches, at twice the learning rate that 4 environments and 4 mini-batches usually get.
+
+paper: none of the list (PPO, arXiv:1707.06347)
+cost: 10 seconds of two cores for the 10 seeds, 6 of them to compile
+result: benchmarks/results/control_cpu.json: a return of 500 in all of 10 seeds, 475 reached within
+  129,000 to 245,000 steps
 """
 
 from typing import Any

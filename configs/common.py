@@ -1,4 +1,4 @@
-"""Every field that a run reads, with its default; configs change what they need."""
+"""Every field that a run reads, with its default, a base a loop; configs change what they need."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from grpo_jax.names import unknown
 
 
-def base() -> Any:
+def language_model() -> Any:
   """Defaults of the language-model loops. Lists are tuples, so that a config stays hashable.
 
   Locked: a field that is not here is an error where a config sets it. `data` and `method_args` are
@@ -94,6 +94,69 @@ def base() -> Any:
   c.log = ConfigDict({"rollouts_every": 10, "rollouts_prompts": 4, "tensorboard": True})
   c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
   c.export = ""  # a folder: the trained policy as safetensors, `model` of another run
+  c.lock()
+  c.data.unlock()
+  c.method_args.unlock()
+  return c
+
+
+def in_context() -> Any:
+  """Every field that the in-context loop reads, with its default."""
+  c: Any = ConfigDict()
+  c.loop = "in_context"
+  c.seed = 0
+  c.seeds = 3  # models trained side by side, from seed on
+  c.steps = 3000
+  c.method = "dpt"
+  c.method_args = ConfigDict()  # keyword arguments of the method's make()
+  c.data = ConfigDict()  # family, and the keyword arguments of its make()
+  c.tokens = "transition"  # or split, history: rollout/in_context/tokens.py
+  c.batch = 64  # contexts a step
+  c.pairs = False  # two contexts of every task, for contrastive losses
+  c.model = ConfigDict(
+    {
+      "hidden": 32,
+      "layers": 3,
+      "heads": 4,  # DPT's arguments say so, its network has 1: far slower to learn
+      "ffn": 4,
+      "wide": True,  # larger weights at the start: train/programs/in_context.py: widened
+    }
+  )
+  c.moe = ConfigDict(
+    {  # of the last layer, see models/moe/layer.py; no experts: a plain one
+      "experts": 0,
+      "task_experts": 0,
+      "top_k": 2,
+      "hidden": 128,
+      "noisy": True,
+      "hard": False,
+      "softmax": False,
+      "skip": 1,
+      "dense": False,  # one dense layer with as many weights as a token would meet
+    }
+  )
+  c.optimizer = ConfigDict(
+    {
+      "lr": 2e-3,
+      "b2": 0.99,
+      "schedule": "cosine",
+      "warmup": 100,
+      "weight_decay": 1e-4,
+      "clip_norm": 0.0,  # 0: none
+    }
+  )
+  c.eval = ConfigDict(
+    {
+      "every": 500,
+      "tasks": 500,  # where the family holds none out
+      "steps": 0,  # pulls online; 0: as many as a context holds
+      "episodes": 5,
+      "greedy": False,
+      "explore": False,  # online episodes begin after one of uniform actions
+    }
+  )
+  c.checkpoint = ConfigDict({"every": 500, "keep": 2})
+  c.log = ConfigDict({"every": 100, "tensorboard": True})
   c.lock()
   c.data.unlock()
   c.method_args.unlock()

@@ -1,4 +1,4 @@
-"""Decision-Pretrained Transformer (card 27): in-context RL by supervised pretraining.
+"""Decision-Pretrained Transformer (paper 27): in-context RL by supervised pretraining.
 
   python -m experiments.train --config=configs/dpt.py                     Gaussian bandit, 5 arms
   python -m experiments.train --config=configs/dpt.py:bernoulli           and its exact posterior
@@ -7,14 +7,18 @@
   python -m experiments.train --config=configs/dpt.py:darkroom_permuted   and unseen buttons
   python -m experiments.train --config=configs/dpt.py:debug               under a minute
 
-Each takes under half an hour on two cores. `:paper` (or `:linear,paper`, ...) has the sizes of the
+`:paper` (or `:linear,paper`, ...) has the sizes of the
 released code, for an accelerator: all tasks fresh there too, not 100,000 seen again and again.
 Another family, or other numbers: --config.data.noise=0.5 (see grpo_jax/envs/contextual/).
+
+paper: 27
+cost: 8 minutes of two cores for the Gaussian bandit's 3 seeds, 9 for :bernoulli, 38 for :linear;
+  memory not measured
+result: experiments/dpt/verdict.json: regret 6.6 after 100 pulls, where Thompson sampling has 5.8
+  and UCB 6.9; :linear 5.2, LinUCB 3.1
 """
 
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from configs import common
 
@@ -35,74 +39,10 @@ PAPER = {  # data, learning rate, steps = epochs * tasks / batch
 }
 
 
-def base() -> Any:
-  """Every field that the in-context loop reads, with its default."""
-  c: Any = ConfigDict()
-  c.loop = "in_context"
-  c.seed = 0
-  c.seeds = 3  # models trained side by side, from seed on
-  c.steps = 3000
-  c.method = "dpt"
-  c.method_args = ConfigDict()  # keyword arguments of the method's make()
-  c.data = ConfigDict()  # family, and the keyword arguments of its make()
-  c.tokens = "transition"  # or split, history: rollout/in_context/tokens.py
-  c.batch = 64  # contexts a step
-  c.pairs = False  # two contexts of every task (T2MIR)
-  c.gate_rate = 0.005  # T2MIR's tau
-  c.model = ConfigDict(
-    {
-      "hidden": 32,
-      "layers": 3,
-      "heads": 4,  # DPT's arguments say so, its network has 1: far slower to learn
-      "ffn": 4,
-      "wide": True,  # larger weights at the start: train/programs/in_context.py: widened
-    }
-  )
-  c.moe = ConfigDict(
-    {  # of the last layer, see models/moe/layer.py; no experts: a plain one
-      "experts": 0,
-      "task_experts": 0,
-      "top_k": 2,
-      "hidden": 128,
-      "noisy": True,
-      "hard": False,
-      "softmax": False,
-      "skip": 1,
-      "dense": False,  # one dense layer with as many weights as a token would meet
-    }
-  )
-  c.optimizer = ConfigDict(
-    {
-      "lr": 2e-3,
-      "b2": 0.99,
-      "schedule": "cosine",
-      "warmup": 100,
-      "weight_decay": 1e-4,
-      "clip_norm": 0.0,  # 0: none
-    }
-  )
-  c.eval = ConfigDict(
-    {
-      "every": 500,
-      "tasks": 500,  # where the family holds none out
-      "steps": 0,  # pulls online; 0: as many as a context holds
-      "episodes": 5,
-      "greedy": False,
-      "explore": False,  # online episodes begin after one of uniform actions
-    }
-  )
-  c.checkpoint = ConfigDict({"every": 500, "keep": 2})
-  c.log = ConfigDict({"every": 100, "tensorboard": True})
-  c.lock()
-  c.data.unlock()
-  c.method_args.unlock()
-  return c
-
-
 def get_config(variant: str = "") -> Any:
   parts = common.check_variant(variant, (*DATA, "debug", "paper"))
   kind = next((p for p in parts if p in DATA), "")
-  c = base()
+  c = common.in_context()
   c.data = DATA[kind]
   if "darkroom" in kind:
     c.steps, c.eval.episodes, c.eval.every = 12_000, 10, 2000

@@ -1,8 +1,13 @@
-"""Bandits in words for SmolLM2-135M (EVOLvE, card 26): `python -m experiments.evolve_bandits`.
+"""Bandits in words for SmolLM2-135M (EVOLvE, paper 26): `python -m experiments.evolve_bandits`.
 
 `:contextual` has films recommended to users who come, on synthetic ratings; `:debug` and
 `:contextual,debug` have every part of a run, in under a minute of two cores once the model is
 loaded.
+
+paper: 26
+cost: not measured
+result: experiments/evolve_bandits/verdict.json: regret 12.2 of the untrained model, 10.1 after
+  imitation, 8.5 after GRPO; UCB 6.6
 """
 
 from typing import Any

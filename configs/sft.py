@@ -13,6 +13,10 @@ Own demonstrations, JSON lines of {"prompt", "completion", "answer"} ("answer" o
 accuracy is wanted):
 
   --config.data.source=jsonl --config.data.path=FILE
+
+paper: none
+cost: not measured
+result: not measured
 """
 
 from configs import common, quickstart

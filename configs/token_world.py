@@ -7,7 +7,9 @@
 
 `world` is a file of grpo_jax/envs/worlds, `plan` holds fields of train/programs/fused.py: Sizes.
 
-cost: a minute of two cores, 0.5 GB
+paper: of any method
+paper: any
+cost: not measured
 result: not measured
 """
 

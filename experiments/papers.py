@@ -2,10 +2,11 @@
 
   python -m experiments.papers [--json]
 
-One row a paper: slug, what implements it, config, evidence, verdict. Rows come from the tree: a
-method is grpo_jax/methods/SLUG.py; a config is configs/SLUG.py, experiments/SLUG/claim.py or an
-arm of configs/arena.py; evidence is experiments/SLUG/verdict.json with the field `verdict`. Slugs
-have underscores for hyphens and dots.
+"Paper NN" anywhere in the repository is row NN of papers.tsv. One row a paper: slug, what
+implements it, config, evidence, verdict. Rows come from the tree: a method is
+grpo_jax/methods/SLUG.py; a config is configs/SLUG.py, experiments/SLUG/claim.py or an arm of
+configs/arena.py; evidence is experiments/SLUG/verdict.json with the field `verdict`. Slugs have
+underscores for hyphens and dots.
 """
 
 import csv

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from grpo_jax import data, methods, sharding
 from grpo_jax.train import setup
 
 ROOT = Path(__file__).parent.parent
-LANGUAGE = ("llm", "offline")  # loops with the fields of common.base(); others have their own tests
+LANGUAGE = ("llm", "offline")  # loops with common.language_model(); others have their own tests
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem[0] != "_")
 CONFIGS.remove("common")
 CONFIGS = [c for c in CONFIGS if cli.load_config(f"configs/{c}.py")[0].get("loop") in LANGUAGE]
@@ -48,7 +49,7 @@ def leaves(c, prefix=""):
 @pytest.mark.parametrize("spec", [*SPECS, *DEBUG])
 def test_a_config_loads_and_its_fields_and_method_pass_the_checks_of_a_run(spec):
   c, _ = cli.load_config(spec)
-  assert set(leaves(c)) == set(leaves(common.base()))
+  assert set(leaves(c)) == set(leaves(common.language_model()))
   setup.check(c)
   setup.make_method(c)
   c = c.copy_and_resolve_references()
@@ -82,10 +83,10 @@ def reads(*folders: str) -> set[str]:
 
 def test_every_field_of_the_defaults_is_read_by_the_loops():
   read = reads("grpo_jax/train", "grpo_jax/run")
-  unread = [path for path in leaves(common.base()) if path.split(".")[-1] not in read]
+  unread = [path for path in leaves(common.language_model()) if path.split(".")[-1] not in read]
   # The mesh is read as a whole: its axes are checked by make_mesh.
   assert unread == ["mesh.fsdp", "mesh.tensor"]
-  assert set(common.base().mesh.keys()) == set(sharding.AXES)
+  assert set(common.language_model().mesh.keys()) == set(sharding.AXES)
 
 
 @pytest.mark.parametrize("field", ["batch.promts", "stpes", "optimizer.warm_up"])
@@ -93,7 +94,7 @@ def test_a_config_that_sets_a_field_that_nothing_reads_is_one_line(tmp_path, cap
   path = tmp_path / "c.py"
   path.write_text(
     "from configs import common\n\n\n"
-    f"def get_config():\n  c = common.base()\n  c.{field} = 3\n  return c\n"
+    f"def get_config():\n  c = common.language_model()\n  c.{field} = 3\n  return c\n"
   )
   assert train.main([f"--config={path}", f"--workdir={tmp_path}/run"]) == 2
   error = capsys.readouterr().err
@@ -146,3 +147,20 @@ def test_a_debug_variant_runs_in_a_minute_of_two_cores_with_finite_numbers(spec,
   assert not any("nonfinite" in row for row in rows)
   trained = [row for row in rows if row["kind"] == "train"]
   assert len(trained) == 2 and all(row.get("logp_gap", 0) < 1e-4 for row in trained)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.py")), ids=lambda p: p.stem)
+def test_the_head_of_a_config_says_paper_cost_and_result(path):
+  if path.stem in ("__init__", "common"):
+    return
+  head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+  said = dict(re.findall(r"^(paper|cost|result): (\S.*)$", head, re.M))
+  assert list(said) == ["paper", "cost", "result"], "the last lines of the head, in this order"
+  assert re.search(r"\b(hours?|minutes?|min|seconds?)\b|not measured", said["cost"])
+  papers = (ROOT / "experiments/papers.tsv").read_text(encoding="utf-8").splitlines()[1:]
+  numbers = {line.split("\t")[0]: line.split("\t")[1] for line in papers}
+  number = said["paper"][:2]
+  if number.isdigit():
+    assert re.sub(r"[-.]", "_", numbers[number]) == path.stem
+  for file in re.findall(r"(?:experiments|docs|benchmarks)/[\w./]+\w", said["result"]):
+    assert (ROOT / file).exists()

@@ -31,6 +31,9 @@ MACHINE_PATH = re.compile(r"(?<![\w./~$)}-])/(work|root|home|opt|tmp)/\w")
 REGISTRY = re.compile(
   r"(pypi|pythonhosted|npmjs|debian|pytorch|anaconda|crates|rubygems|proxy\.golang)\.(org|io|com)\b"
 )
+# Words of how the work was planned, which say nothing to a reader: "paper NN" is a row of
+# experiments/papers.tsv.
+PLANNING = re.compile(r"(?<![a-z])(cards?(?![a-z])|issue [0-9])", re.IGNORECASE)
 
 
 def python_files(root: Path, *parts: str) -> Iterator[Path]:
@@ -90,7 +93,8 @@ def long_functions(root: Path) -> list[str]:
 
 
 def unwanted_content(root: Path) -> list[str]:
-  """Files over 1 MB, paths of one machine and hosts of registries, among the tracked files."""
+  """Files over 1 MB, paths of one machine, hosts of registries and words of planning, among the
+  tracked files."""
   listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True)
   found = []
   for name in filter(None, listed.stdout.decode().split("\0")):
@@ -101,7 +105,9 @@ def unwanted_content(root: Path) -> list[str]:
       found.append(f"{name}: {path.stat().st_size} bytes")
     text = path.read_bytes().decode(errors="replace")
     if path.name != Path(__file__).name:
-      found += [f"{name}: {m[0]}" for p in (MACHINE_PATH, REGISTRY) for m in p.finditer(text)]
+      found += [
+        f"{name}: {m[0]}" for p in (MACHINE_PATH, REGISTRY, PLANNING) for m in p.finditer(text)
+      ]
   return found
 
 
@@ -196,7 +202,15 @@ def test_a_module_that_no_layer_names_is_found(planted: Path):
 
 @pytest.mark.parametrize(
   "text",
-  ["data = '/" + "root/data'", "see /" + "tmp/w/run", "https://py" + "pi.org/simple", "a" * 2**20],
+  [
+    "data = '/" + "root/data'",
+    "see /" + "tmp/w/run",
+    "https://py" + "pi.org/simple",
+    "a" * 2**20,
+    "by the method ca" + "rd",
+    "as Ca" + "rds 3 and 4 say",
+    "iss" + "ue 3 asks",
+  ],
 )
 def test_planted_content_is_found(tmp_path: Path, text: str):
   (tmp_path / "note.md").write_text(text)
@@ -206,5 +220,7 @@ def test_planted_content_is_found(tmp_path: Path, text: str):
 
 
 def test_ordinary_paths_are_not_taken_for_machine_paths():
+  for text in ("a wildca" + "rd", "disca" + "rded"):
+    assert not PLANNING.search(text)
   for text in ("runs/home/x", "./work/x", "~/home/x", "$HOME/opt/x", "a/tmp/x"):
     assert not MACHINE_PATH.search(text)

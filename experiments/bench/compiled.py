@@ -1,6 +1,6 @@
 """FLOPs of a compiled gradient step with shared and repeated prompts, and what they consist of.
 
-The formula of card 59 (work.py) counts the (query, key) pairs that are visible, and as much again
+The formula of paper 59 (work.py) counts the (query, key) pairs that are visible, and as much again
 twice for the backward pass. XLA counts what its program does, masked pairs included. On a CPU:
 
   matrices  6 FLOPs an entry and position: as the formula

@@ -25,7 +25,7 @@ from pallas_kernels.prefix_attention.cases import CASES, DECODE_CASES, Case, Dec
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 DTYPE = jnp.bfloat16
-# Issue 3: the least, or for `token_logprob` the most, that the kernels are to reach.
+# The least, or for `token_logprob` the most, that the kernels are to reach.
 TARGETS = {"of_formula": 0.8, "times_the_matmul": 1.3, "of_bandwidth": 0.7}
 
 

@@ -6,7 +6,7 @@ DPT (arXiv:2306.14892) on 5-armed Gaussian bandits, 100 pulls an episode, 4 laye
 heads, the same weights in both. Ours is one compiled program with a key-value cache; the peer is
 the design of the published code, which passes the whole context through GPT-2 again at every pull
 (peers/torch_dpt.py; TRL_PYTHON names its interpreter). It is timed in several forms, because the
-method card does not say which batches the published evaluation makes: 200 bandits at once (as many
+paper's code does not say which batches the published evaluation makes: 200 bandits at once (as many
 as that evaluation has), 32, one by one, and in the first round all `--tasks`. `peer_ratio` is
 against the fastest of them, `peer_ratio_one_by_one` against the third, `peer_ratio_200` is
 ours at 200 against theirs. Ours is one program for all tasks, 512 of which step together; "at once"

@@ -1,4 +1,4 @@
-"""A GRPO gradient step with the prompt computed once a group, against once a completion (card 59).
+"""A GRPO gradient step with the prompt computed once a group, against once a completion (paper 59).
 
 Both forms go through the same forward pass, loss and gradient: the repeated one gets every prompt G
 times, in groups of one. Where G rows would keep more than 3 GB for the backward pass (long prompts,

@@ -190,4 +190,10 @@ def _round(value) -> float:
   return round(float(value), 4)
 
 
+_GRPO_ONLY = ("start", "warm_steps", "updates", "prompts", "group", "lr")
 STAGES = {"prompts": prompts, "blind": blind, "supervised": supervised, "grpo": grpo}
+
+
+def fixed_by(stage: str, settings: dict) -> dict:
+  """The settings that decide a stage's numbers."""
+  return settings if stage == "grpo" else {k: settings[k] for k in settings.keys() - _GRPO_ONLY}

@@ -1,4 +1,4 @@
-"""D3S (card 05) on countdown: which rollouts and tokens are trained, at equal sampling."""
+"""D3S (paper 05) on countdown: which rollouts and tokens are trained, at equal sampling."""
 
 from experiments.common import first_protocol as study
 from experiments.common.first_protocol import more, not_less

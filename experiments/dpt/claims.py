@@ -1,6 +1,6 @@
 """What "Supervised Pretraining Can Learn In-Context Reinforcement Learning" says, as statements.
 
-They follow the method card, and were written when the regrets of the oracles had been seen but no
+They follow the paper, and were written when the regrets of the oracles had been seen but no
 trained model's. A regret is that of the last exam, on the same tasks for all; of several training
 seeds the one of the greatest mean regret speaks.
 """
@@ -25,7 +25,7 @@ NOTES = (
   "the released code, 3000 steps end at 1.27 nats a label, where the Bayes posterior has 0.94, and "
   "at a regret of 14.8), context of 100 (Darkroom 7x7: 50), a few thousand steps "
   "of 64 fresh contexts instead of half a million; all prefixes 0..H are trained, as in the paper. "
-  "That Emp is beaten is the card's expectation for H = 100; on Gaussian arms with noise 0.3 Emp, "
+  "That Emp is beaten is our expectation for H = 100; on Gaussian arms with noise 0.3 Emp, "
   "which tries every arm first, may itself be as good as Thompson sampling there. Darkroom first "
   "ran for 4000 steps, and ended at a return of 10 in the third episode and 18 in the fifth. Then "
   "exact posterior sampling was computed (rollout/in_context/exact_posterior.py), "

@@ -21,7 +21,7 @@ _ARMS = (
   "SmolLM2-135M-Instruct, plain text prompts, arms scored by the log-probability of their names "
   "and sampled; one configuration (Bernoulli, gap 0.5, 5 arms), a horizon of 30 in place of 300, "
   "rewards of the same luck for all players. Trained on raw histories, which the paper found best "
-  "for imitation. Regret is of expected rewards. That GRPO lowers it further is the method card's "
+  "for imitation. Regret is of expected rewards. That GRPO lowers it further is our own "
   "question, not the paper's claim. 16 steps of imitation on 12 games and 3 of GRPO on 16, one "
   "training seed: as much as the time of a small machine allowed, settled before any had run."
 )
@@ -32,7 +32,7 @@ _USERS = (
   "8 games of the 200 users held out, the examples of the 200 others, 20 steps in place of 200: as "
   "much as the time of a small machine allowed. Rank 10 of 10 films is the whole matrix, its "
   "missing ratings of 0 included. Three of ten numbers of a user are written. Summaries of "
-  "contextual bandits, and guidance beside them, are the method card's texts; the released code's "
+  "contextual bandits, and guidance beside them, are texts of our own; the released code's "
   "repeat users, and guidance, of every step. The features are rows of an "
   "orthonormal U, so |x| is about 0.16 and ridge regression with A = I hardly moves: LinUCB's "
   "bonus is nearly constant and LinUCB nearly greedy. Synthetic ratings, texts and settings were "

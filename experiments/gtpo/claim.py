@@ -1,4 +1,4 @@
-"""GTPO (card 75): answers of fixed form, `= number .`, at a learning rate that GRPO takes badly."""
+"""GTPO (paper 75): answers of fixed form, `= number .`, at a rate that GRPO takes badly."""
 
 from experiments.common import first_protocol as study
 from experiments.common.first_protocol import more, not_less

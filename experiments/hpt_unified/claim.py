@@ -1,4 +1,4 @@
-"""HPT (card 63): a gate by the pass rate, on prompts that RL, imitation or nobody solves."""
+"""HPT (paper 63): a gate by the pass rate, on prompts that RL, imitation or nobody solves."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Kimi k1.5 (card 25): several updates a batch, negatives, a length reward, sampling by success."""
+"""Kimi k1.5 (paper 25): several updates a batch, negatives, length reward, sampling by success."""
 
 import dataclasses
 

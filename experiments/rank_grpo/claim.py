@@ -1,4 +1,4 @@
-"""Rank-GRPO (card 58) against GRPO on lists of 8 out of 16 items, one update a batch."""
+"""Rank-GRPO (paper 58) against GRPO on lists of 8 out of 16 items, one update a batch."""
 
 from experiments.common import first_protocol as study
 from experiments.common.first_protocol import more

@@ -1,4 +1,4 @@
-"""SPO by segments (card 16), chains and trees, against GRPO at equal sampled tokens."""
+"""SPO by segments (paper 16), chains and trees, against GRPO at equal sampled tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ CLAIM = (
 )
 NOTES = (
   "Four letters are written backwards, right or wrong as a whole: each of the 5 tokens can spoil "
-  "it. The card has a three-step computation, which so small a model learns by heart and does not "
+  "it. A three-step computation, tried first, is learned by heart at this size and does not "
   "carry over to other prompts. Continuations of a prefix count as sampled tokens, equal prefixes "
   "once. 'follow' is the correlation over trained tokens of the advantage, before whitening, with "
   "the exact change of value, summed over all answers, of the start policy on two problems. "

@@ -1,4 +1,4 @@
-"""SPO (card 68): 64 prompts x 1 with a tracker against 8 x 8 with a group baseline."""
+"""SPO (paper 68): 64 prompts x 1 with a tracker against 8 x 8 with a group baseline."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """What "Mixture-of-Experts Meets In-Context Reinforcement Learning" says, as statements.
 
-They follow the method card and were written before any arm had been trained to its end. Arms are
+They follow the paper and were written before any arm had been trained to its end. Arms are
 compared seed by seed: a seed has the same start of all that they share, and the same batches.
 """
 

@@ -1,4 +1,4 @@
-"""InfoNCE between two prompts of one task (card 04, T2MIR): the loss that shapes its task router.
+"""InfoNCE between two prompts of one task (paper 04, T2MIR): the loss that shapes its task router.
 
 Rows i and i + B/2 of a batch belong to the same task, all others to other tasks. Of one row, q is
 the router's representation and k the one of the router's slow copy, the key gate. The formulas are
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def pair_loss(
+def info_nce(
   q: Float[Array, "B E"], k: Float[Array, "B E"], w: Float[Array, "E E"]
 ) -> Float[Array, ""]:
   """L_con = CE(Q_1 W K_2^T) / 2 + CE(Q_2 W K_1^T) / 2, label i for row i; mean over rows, in nats.

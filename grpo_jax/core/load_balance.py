@@ -1,5 +1,5 @@
-"""How evenly a router uses its experts: importance, load and the losses and biases that even them
-out. N tokens, E experts, k of them chosen for a token.
+"""How evenly a router uses its experts: importance, load and the losses that even them out. N
+tokens, E experts, k of them chosen for a token.
 
 `gates` are the weights of the mixture, [N, E]: positive for the k chosen experts, 0 elsewhere.
 """
@@ -48,13 +48,5 @@ def noisy_load(
 
 
 def balance_loss(importance: Float[Array, " E"], load: Float[Array, " E"]) -> Float[Array, ""]:
-  """CV^2(importance) + CV^2(load), before its weight (card 04: w_bal)."""
+  """CV^2(importance) + CV^2(load), before its weight (paper 04: w_bal)."""
   return cv_squared(importance) + cv_squared(load)
-
-
-def bias_step(
-  bias: Float[Array, " E"], load: Float[Array, " E"], rate: float = 1e-3
-) -> Float[Array, " E"]:
-  """b_i + rate * sign(mean load - load_i): balance without a loss (card 57, recalled from
-  DeepSeek-V3). The bias is added to the logits for the choice of experts alone."""
-  return bias + rate * jnp.sign(jnp.mean(load) - load)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from grpo_jax.core import groups
 
 
-def center(
+def center_by_log_z(
   reward: Float[Array, "N G"], alive: Bool[Array, "N G"], tau: float
 ) -> Float[Array, "N G"]:
   """r_i - tau log mean_j exp(r_j / tau), over the alive of the group; exactly 0 if all are equal.

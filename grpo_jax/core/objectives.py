@@ -91,7 +91,7 @@ def clipped(
   return Objective(loss=loss, needs=needs)
 
 
-def score() -> Objective:
+def score_function() -> Objective:
   """-A logp: on-policy, ratio 1 in the unified form; the metric is the sum of the weights."""
 
   def loss(fwd, batch, credit):

@@ -1,7 +1,7 @@
 """Rewards of rollouts, [N, G], before any group statistic."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from grpo_jax.core import units
 from grpo_jax.errors import UserError
@@ -22,19 +22,6 @@ def soft_overlong(length: Int[Array, "N G"], max_tokens: int, cache: int) -> Flo
   check_overlong(max_tokens, cache)
   over = (max_tokens - cache - length).astype(jnp.float32) / cache
   return jnp.clip(over, -1.0, 0.0)
-
-
-def combine(
-  parts: Float[Array, "N G C"], part_weights: Float[Array, " C"]
-) -> tuple[Float[Array, "N G"], Bool[Array, "N G"]]:
-  """(sum_c w_c part_c, scored): NaN stands for None, a part that does not apply to the rollout.
-
-  Such a part adds nothing. Where all parts are None the reward is 0 and `scored` is False: put it
-  into `Rollouts.alive`, which takes the rollout out of mean, deviation and loss.
-  """
-  given = ~jnp.isnan(parts)
-  total = jnp.sum(jnp.where(given, parts, 0) * part_weights[None, None], axis=-1)
-  return total, jnp.any(given, axis=-1)
 
 
 def kl_of_rollout(batch: Batch, rollouts: Rollouts) -> Float[Array, "N G"]:

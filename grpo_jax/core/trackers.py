@@ -44,7 +44,7 @@ def prior(num_prompts: int, solved=None, tried: int = 0, count: float = 1.0) -> 
   return Tracker(alpha=scale * (solved + 0.5), beta=scale * (tried - solved + 0.5))
 
 
-def observe(
+def visited(
   tracker: Tracker, rollouts: Rollouts, reward: Float[Array, "N G"], rho: Float[Array, " N"]
 ) -> Tracker:
   """The tracker after these rollouts. A prompt without alive rollouts was not visited.

@@ -32,7 +32,7 @@ def rewards(
   return jnp.where(there, gain, 0)
 
 
-def standardize(
+def standardize_together(
   reward: Float[Array, "N G K"], there: Bool[Array, "N G K"], *, ddof: int = 1, eps: float = 1e-6
 ) -> Float[Array, "N G K"]:
   """(r - mean) / (std + eps) over all turns of a group; 0 where they are all equal."""
@@ -53,11 +53,11 @@ def standardize_apart(
   """Outcomes among the outcomes of a group, gains among its gains."""
   last = grids.last(there)
   of_last = groups.standardize(outcome, alive, ddof=ddof, eps=eps)
-  of_gains = standardize(reward, there & ~last, ddof=ddof, eps=eps)
+  of_gains = standardize_together(reward, there & ~last, ddof=ddof, eps=eps)
   return jnp.where(last, of_last[:, :, None], of_gains)
 
 
-def discounted(
+def to_go(
   reward: Float[Array, "N G K"], there: Bool[Array, "N G K"], gamma: float
 ) -> Float[Array, "N G K"]:
   """sum_{k >= t} gamma^(k - t) reward_k along each rollout; a missing turn is no step in time."""

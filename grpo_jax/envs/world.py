@@ -58,7 +58,7 @@ class World:
   start(problem) -> (state, Next)                       only worlds with turns
   step(problem, state, token) -> (state, Next)          after every token, sampled or forced
   gold(problem) -> (i32[L], bool[L])                    what a right last turn says; which of it is
-      the answer; only worlds with turns whose answer is tokens that are known beforehand (card 53)
+      the answer; only worlds with turns whose answer is tokens that are known beforehand (paper 53)
   """
 
   name: str

@@ -21,14 +21,14 @@ divide_by="all" keeps the denominator of all M rollouts.
 
 scope="group" is the paper's intra-group variant: the same with each group's own G and N/B.
 ratio="sequence": on GSPO, its token form (an unselected token has no gradient); set its eps then.
-pick="random": the control, equal numbers of random rollouts and tokens. With several mini-batches a
-batch, S and T are chosen in each of them.
+pick="random": the control, equal numbers of random rollouts and tokens. step is `rollouts.step`.
 """
 
 import jax
 import jax.numpy as jnp
 
 from grpo_jax.core import groups, objectives, selection, units
+from grpo_jax.errors import UserError
 from grpo_jax.names import between, one_of
 from grpo_jax.types import Credit, Method
 
@@ -60,7 +60,9 @@ def make(
   _check(total_steps, samples, tokens, scope=scope, ratio=ratio, pick=pick, divide_by=divide_by)
   by_entropy = pick == "variance" and min(tokens) < 100
 
-  def credit(step, rollouts, batch):
+  def credit(state, rollouts, batch):
+    if (step := rollouts.step) is None:
+      raise UserError("d3s: rollouts.step is None; give the updates made so far, which p counts")
     progress = jnp.minimum(step / total_steps, 1)
     share, percent = (first + progress * (last - first) for first, last in (samples, tokens))
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
@@ -98,8 +100,6 @@ def make(
   return Method(
     credit=credit,
     loss=loss,
-    init=lambda num_prompts: jnp.zeros((), jnp.int32),
-    remember=lambda step, rollouts, batch, now: now.step + 1,
     needs=("entropy_old",) * by_entropy + objective.needs,
     reduces_to=("grpo", {"aggregate": "token_mean", "ddof": 0, "eps_std": 1e-6}, everything),
   )

@@ -82,10 +82,10 @@ def make(
       token = positions.centered_returns(grids.to_units(reward, batch), batch, rollouts)
       return Credit(adv=units.pool_mean(token, batch), adv_token=token, weight=weight)
     if normalize == "joint":
-      adv = turns.standardize(reward, there, ddof=ddof, eps=eps_std)
+      adv = turns.standardize_together(reward, there, ddof=ddof, eps=eps_std)
     else:
       adv = turns.standardize_apart(reward, outcome, there, rollouts.alive, ddof=ddof, eps=eps_std)
-    adv = turns.discounted(adv, there, gamma)
+    adv = turns.to_go(adv, there, gamma)
     return Credit(adv=grids.to_units(adv, batch), weight=weight)
 
   objective = objectives.clipped(

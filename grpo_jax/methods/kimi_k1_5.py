@@ -70,7 +70,7 @@ def make(
     if baseline == "mean":
       adv = groups.center(reward, alive)
     else:
-      adv = log_partition.center(reward, alive, tau)
+      adv = log_partition.center_by_log_z(reward, alive, tau)
     if not negatives:
       adv = jnp.maximum(adv, 0)
     per_token = weights.rollout_mean(batch, rollouts)
@@ -104,7 +104,7 @@ def make(
   def remember(state, rollouts, batch, now):
     keep = jnp.full(rollouts.prompt.shape, memory)
     correct = rollouts.correct.astype(rollouts.reward.dtype)
-    success = trackers.observe(state["success"], rollouts, correct, keep)
+    success = trackers.visited(state["success"], rollouts, correct, keep)
     return {"success": success, "step": now.step + 1}
 
   return Method(

@@ -60,7 +60,7 @@ def make(
     return trackers.uncertainty(state, floor=explore, power=count_power)
 
   def credit(state, rollouts, batch):
-    adv = outcome(rollouts)
+    adv = _outcome(rollouts)
     if baseline == "tracker":
       adv = adv - state.value[rollouts.prompt][:, None].astype(adv.dtype)
     adv = jnp.where(rollouts.alive, adv, 0)
@@ -77,7 +77,7 @@ def make(
       keep = trackers.forgetting(now.metrics["drift"], drift_half, rho_min, rho_max)
     else:
       raise UserError("now.metrics['drift'] is missing: supply it, or give a constant rho")
-    return trackers.observe(state, rollouts, outcome(rollouts), keep)
+    return trackers.visited(state, rollouts, _outcome(rollouts), keep)
 
   return Method(
     credit=credit,
@@ -89,5 +89,5 @@ def make(
   )
 
 
-def outcome(rollouts):
+def _outcome(rollouts):
   return jnp.where(rollouts.truncated, 0, rollouts.reward)

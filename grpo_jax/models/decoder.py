@@ -290,7 +290,7 @@ def shared_hidden(
 ) -> Float[Array, "N G T D"]:
   """Hidden states that predict `tokens`: entry [n, g, t] has seen prompt n and tokens[n, g, :t].
 
-  The prompt is computed once a group (card 59), and `trunk`, a text before all prompts, once.
+  The prompt is computed once a group (paper 59), and `trunk`, a text before all prompts, once.
   Token t = 0 is predicted by the last prompt position, so the last completion token is never an
   input. Equal to G separate rows [trunk; prompt; completion] in values and gradients. Padding needs
   no mask here: a padded token only influences entries after it, which the caller's mask drops.

@@ -65,7 +65,7 @@ def noise(config: MLPConfig, key: Array, shape: tuple[int, ...]) -> Float[Array,
   return draw(key, (*shape, config.actions))
 
 
-def choose(config: MLPConfig, params, x: Float[Array, "*B O"], noise: Float[Array, "*B A"]):
+def choose_action(config: MLPConfig, params, x: Float[Array, "*B O"], noise: Float[Array, "*B A"]):
   """i32[*B]: argmax(logits + Gumbel noise), a sample of softmax(logits); f32[*B, A]: mean + std
   noise."""
   out = policy(config, params, x)

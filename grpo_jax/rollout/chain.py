@@ -123,7 +123,7 @@ def collect(plan: Chain, ask: Ask) -> Collected:
   """As in token worlds; the texts that are judged are prefix and continuation together."""
   got = flat.collect(Flat(), ask)
   start = time.monotonic()
-  batch, at, there = cut(plan, got.batch, ask.sampling.budget)
+  batch, at, there = _cut(plan, got.batch, ask.sampling.budget)
   at, there, tokens = (np.asarray(x) for x in (at, there, batch.tokens))
   per = len(tokens) // len(got.problems)
   states: dict[tuple, list[tuple[int, int]]] = {}  # (prompt, prefix) -> the units it stands before
@@ -155,6 +155,9 @@ def collect(plan: Chain, ask: Ask) -> Collected:
     },
     counts={"states": len(states), "tokens_of_values": sampled},
   )
+
+
+_cut = jax.jit(cut, static_argnums=(0, 2))
 
 
 def _continued(plan: Chain, ask: Ask, got: Collected, some: list, first: int):

@@ -206,7 +206,7 @@ SCORED = ("reward", "parts", "correct", "alive", "units")
 
 
 def judge(pool, texts: list, problems: list, tokens: list) -> Scores:
-  """Each host scores every so-manieth completion, and all get the same scores of all."""
+  """With n hosts, each scores every n-th completion, and all get the same scores of all."""
   hosts = jax.process_count()
   if hosts == 1:
     return pool.score(texts, problems, tokens)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grpo_jax.core import rows
 from grpo_jax.envs.world import STOP, Next, Problem, World
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout import choose, sampler
@@ -60,8 +61,8 @@ def play(
 
 def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
   """A row a rollout, after its shared prompt."""
-  rows = rollouts.reward.size
-  flat = lambda x: x.reshape(rows, *x.shape[2:])
+  size = rollouts.reward.size
+  flat = lambda x: x.reshape(size, *x.shape[2:])
   batch = rows_of(
     rollouts,
     flat(e.tokens),
@@ -72,12 +73,12 @@ def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
   )
   if world.step is None:
     return batch
-  turn = flat(e.turn)
+  turn, (n, g) = flat(e.turn), rollouts.reward.shape
   own = (turn[:, :, None] == jnp.arange(world.turns)[None, None]) & (batch.mask > 0)[:, :, None]
   return batch.replace(
     unit=turn,
     unit_mask=jnp.any(own, axis=1).astype(jnp.float32),
-    owner=jnp.broadcast_to(jnp.arange(rows)[:, None], (rows, world.turns)),
+    owner=rows.owners(n, g, world.turns),
     unit_reward=None if turn_reward is None else flat(turn_reward),
   )
 
@@ -184,28 +185,12 @@ def with_demonstrations(
   world: World, problems: Problem, rollouts: Rollouts, batch: Batch
 ) -> tuple[Rollouts, Batch]:
   """The worlds' own solutions as one more, given, rollout after those of each problem."""
-  shown, rows = demonstrate(world, problems, rollouts.prompt)
-  n, g = rollouts.reward.shape
-  rows = rows.replace(logp_sampler=jnp.full(rows.tokens.shape, jnp.nan))
-
-  def join(a, b):
-    return jnp.concatenate([a, b], axis=1)
-
-  def join_rows(a, b):
-    joined = join(a.reshape(n, g, *a.shape[1:]), b.reshape(n, 1, *b.shape[1:]))
-    return joined.reshape(n * (g + 1), *a.shape[1:])
-
-  given = jnp.broadcast_to(jnp.arange(g + 1)[None] == g, (n, g + 1))
-  shared = {"prompt_tokens": None, "prompt_length": None}
-  units = rows.owner.shape[1]
-  both = jax.tree.map(join_rows, batch.replace(**shared), rows.replace(**shared)).replace(
-    prompt_tokens=batch.prompt_tokens,
-    prompt_length=batch.prompt_length,
-    owner=jnp.broadcast_to(jnp.arange(n * (g + 1))[:, None], (n * (g + 1), units)),
-  )
-  none = {"prompt": None, "parts": None}
-  whole = jax.tree.map(join, rollouts.replace(**none), shown.replace(**none))
-  return whole.replace(prompt=rollouts.prompt, given=given), both
+  shown, more = demonstrate(world, problems, rollouts.prompt)
+  more = more.replace(logp_sampler=jnp.full(more.tokens.shape, jnp.nan))
+  whole, batch = rows.join_rollouts(rollouts.replace(parts=None), batch, shown, more)
+  (n, g), last = whole.reward.shape, rollouts.reward.shape[1]
+  given = jnp.broadcast_to(jnp.arange(g)[None] == last, (n, g))
+  return whole.replace(given=given), batch
 
 
 def _replay(world, problem, tokens):

@@ -313,8 +313,7 @@ def collect(plan: Tree, ask: Ask) -> Collected:
   longest = max(int(level.length.max()) for level in levels)
   width = min(bucket(longest), s.budget)
   narrow = [x._replace(tokens=x.tokens[..., :width], logp=x.logp[..., :width]) for x in levels]
-  rollouts = assemble(plan, levels, verdicts, ids)
-  batch = to_batch(narrow, plan, prompt, prompt_length)
+  rollouts, batch = _records(plan, levels, narrow, verdicts, ids, prompt, prompt_length)
   shown = _paths(levels, verdicts, ids)
   fed = sum(int(level.own.sum()) for level in levels)
   whole = int(np.asarray(shown.length).sum())
@@ -328,6 +327,11 @@ def collect(plan: Tree, ask: Ask) -> Collected:
     shown=shown,
     counts={"tokens_fed": fed, "tokens_fed_without_reuse": whole},
   )
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _records(plan, levels, narrow, verdicts, ids, prompt, prompt_length):
+  return assemble(plan, levels, verdicts, ids), to_batch(narrow, plan, prompt, prompt_length)
 
 
 def _ended(level: Level, last: bool) -> np.ndarray:

@@ -139,7 +139,7 @@ def _accuracy_tile(head: dict) -> str:
 def _tile(name: str, value: str, detail: str, style: str = "", raw: bool = False) -> str:
   detail = detail if raw else _text(detail)
   return (
-    f'<div class="card tile {style}"><span class="k">{_text(name)}</span>'
+    f'<div class="panel tile {style}"><span class="k">{_text(name)}</span>'
     f'<b>{_text(value)}</b><span class="d">{detail}</span></div>'
   )
 
@@ -189,7 +189,7 @@ def _percent(x: float) -> str:
 
 def _config(pairs: list[tuple[str, str]]) -> str:
   if not pairs:
-    return '<p class="card hint">No config.json in the run folder.</p>'
+    return '<p class="panel hint">No config.json in the run folder.</p>'
   sections: dict[str, list[tuple[str, str]]] = {}
   for key, value in pairs:
     section, _, rest = key.partition(".") if "." in key else ("", "", key)
@@ -200,7 +200,7 @@ def _config(pairs: list[tuple[str, str]]) -> str:
       f"<tr><td>{_text(k)}</td><td><code>{_text(v[:300])}</code></td></tr>" for k, v in rows
     )
     tables += f"<table><caption>{_text(section)}</caption><tbody>{body}</tbody></table>"
-  return f'<div class="card cols">{tables}</div>'
+  return f'<div class="panel cols">{tables}</div>'
 
 
 def _count(number: float) -> str:

@@ -35,7 +35,7 @@ def learn(belief: Belief, x: Float[Array, " d"], reward, noise: float = 1.0) -> 
 
 
 def linucb(features: Float[Array, "A d"], *, c: float = 1.0) -> Learner:
-  """argmax_a phi_a . theta + c sqrt(phi_a A^-1 phi_a): A = I + sum phi phi^T (dpt, card 27).
+  """argmax_a phi_a . theta + c sqrt(phi_a A^-1 phi_a): A = I + sum phi phi^T (dpt, paper 27).
 
   The first of several best. The released code draws the very first arm at random instead.
   """
@@ -79,8 +79,8 @@ def thompson_linear(
 
 def linucb_disjoint(arms: int, dim: int, *, c: float = 0.5) -> Learner:
   """A model an arm of the context x: argmax_a theta_a . x + c sqrt(x A_a^-1 x), A_a = I + sum x x^T
-  over the pulls of a (evolve, card 26). Scores within 1e-5 of the best are tied; a tie is broken at
-  random, evenly (the released code favours the first)."""
+  over the pulls of a (evolve, paper 26). Scores within 1e-5 of the best are tied; a tie is broken
+  at random, evenly (the released code favours the first)."""
 
   def act(belief, key, context):
     spread = jnp.einsum("aij,j->ai", belief.cov, context)

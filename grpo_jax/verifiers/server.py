@@ -261,8 +261,9 @@ class Server:
     """A hostile answer may have written to the socket itself."""
     if "failed" in reply:
       return reply["failed"] in ("memory", "exception") and isinstance(reply.get("error"), str)
-    values = [v for v in reply["parts"] if v is not None]
-    return len(reply["parts"]) == len(self.specs) and all(map(math.isfinite, values))
+    given = [v if isinstance(v, list) else [v] for v in reply["parts"] if v is not None]
+    numbers = [isinstance(x, int | float) and math.isfinite(x) for v in given for x in v]
+    return len(reply["parts"]) == len(self.specs) and all(numbers)
 
   def _fail(self, child: Child, todo, replies, kind: str, text: str) -> None:
     """The row at work is blamed; the rows behind it go back to the front of the queue."""

@@ -1,4 +1,4 @@
-"""Attention over a prompt that a group of completions shares (card 59, Prefix Grouper).
+"""Attention over a prompt that a group of completions shares (paper 59, Prefix Grouper).
 
 `prefix_attention` is the form used in scoring and training, `prompt_attention` the same without
 completions, `decode_attention` the one used while sampling. Each takes `implementation`: a name of
@@ -86,7 +86,7 @@ def prefix_attention(
   window: a query sees the latest `window` positions only, its own included. The prompt's token j
   has position j, counted from the trunk's start, and the token t of a completion has
   prefix_length + t. softcap: scores s = q k / sqrt(d) become softcap * tanh(s / softcap).
-  sink: every query also sees a key and a value of 0, that is softmax plus one (card 44,
+  sink: every query also sees a key and a value of 0, that is softmax plus one (paper 44,
   e^s / (1 + sum e^s)). A learned sink is a `trunk` of one key that no rotation has touched.
 
   Softmax and sums in float32. Gradients flow to the shared keys and values, summed over the group

@@ -45,7 +45,7 @@ class Case:
     }
 
   def pairs(self, heads: bool = True) -> int:
-    """Scores that full-length rows need, the count of card 59: L^2 / 2 + G T (L + T / 2)."""
+    """Scores that full-length rows need, the count of paper 59: L^2 / 2 + G T (L + T / 2)."""
     length = self.trunk + self.prompt
     count = self.prompt * (2 * length - self.prompt + 1) // 2
     count += self.group * self.completion * (2 * length + self.completion + 1) // 2

@@ -1,6 +1,6 @@
 """What a query sees, as two ranges of keys: [a0, a1) of the prefix, [b0, b1) of its completion.
 
-The tokens of a completion are adjacent, so the mask of card 59, a sliding window included, is a
+The tokens of a completion are adjacent, so the mask of paper 59, a sliding window included, is a
 union of two ranges: the kernels need four integers a query and no ids of keys. A tree (a prefix of
 prefixes, in depth-first order) would be one range more a level.
 """

@@ -42,7 +42,7 @@ def prefix_attention(
   sink: bool = False,
   blocks: object = None,
 ) -> Float[Array, "N S H d"]:
-  """softmax(q k^T / sqrt(d)) v with the mask of card 59, every score formed.
+  """softmax(q k^T / sqrt(d)) v with the mask of paper 59, every score formed.
 
   S = num_prefix + X: a prompt padded on the right to `num_prefix`, then X completion tokens.
   Keys may begin with M - S more, of a text before the prompt; `prefix_length` counts those too.

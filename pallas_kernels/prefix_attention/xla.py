@@ -2,7 +2,7 @@
 
 A completion's query attends to two parts, the shared prompt and its own tokens. Both softmaxes
 are kept unnormalised under one common maximum and divided once, which is the exact log-sum-exp
-merge of card 59.
+merge of paper 59.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""The contrastive loss against float64 numpy, and what card 04 says of it."""
+"""The contrastive loss against float64 numpy, and what paper 04 says of it."""
 
 import math
 
@@ -11,7 +11,7 @@ from grpo_jax.core import contrastive
 B, E = 8, 5
 Q, K = np.random.default_rng(0).normal(size=(2, B, E)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(E, E)).astype(np.float32)
-pair_loss = jax.jit(contrastive.pair_loss)
+pair_loss = jax.jit(contrastive.info_nce)
 
 
 def by_hand(q, k, w):
@@ -51,7 +51,7 @@ def test_pairs_that_are_alike_and_unlike_all_others_cost_nothing():
 
 
 def test_keys_get_no_gradient_and_queries_the_right_one():
-  grad = jax.jit(jax.grad(contrastive.pair_loss, argnums=(0, 1, 2)))(Q, K, W)
+  grad = jax.jit(jax.grad(contrastive.info_nce, argnums=(0, 1, 2)))(Q, K, W)
   assert not np.any(grad[1])
   rng = np.random.default_rng(3)
   for place, array in ((0, Q), (2, W)):

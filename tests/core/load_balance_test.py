@@ -1,4 +1,4 @@
-"""Importance, load and their losses: against a simulation, float64 numpy and what card 04 says."""
+"""Importance, load and their losses: against a simulation, float64 numpy and what paper 04 says."""
 
 import math
 
@@ -101,10 +101,3 @@ def test_counted_load_and_importance():
   np.testing.assert_array_equal(load_balance.count_load(gates), [3, 1, 1])
   np.testing.assert_array_equal(load_balance.importance(gates), [2.25, 0.25, 0.5])
   assert not np.any(jax.grad(lambda g: jnp.sum(load_balance.count_load(g) ** 2))(gates))
-
-
-def test_bias_rises_where_load_is_low():
-  bias = load_balance.bias_step(jnp.zeros(3), jnp.asarray([10.0, 4.0, 1.0]), rate=0.5)
-  np.testing.assert_array_equal(bias, [-0.5, 0.5, 0.5])
-  even = load_balance.bias_step(jnp.ones(3), jnp.full(3, 7.0))
-  np.testing.assert_array_equal(even, [1, 1, 1])

@@ -1,4 +1,4 @@
-"""Multi-armed bandits against the formulas of cards 26 and 27."""
+"""Multi-armed bandits against the formulas of papers 26 and 27."""
 
 import jax
 import numpy as np

@@ -11,8 +11,11 @@ def oracle(form):
     inside = body[1:-1]
     shape = stopped and len(body) >= 3 and body[0] == "<a>" and body[-1] == "</a>"
     shape = shape and all(c.isdigit() for c in inside)
-    right = shape and inside == digits[::-1]
-    return form * shape + (1 - form) * right, right, [shape, len(inside) * shape]
+    shape = shape and len(inside) <= len(digits)
+    said = [c for c in body if c not in ("<a>", "</a>")]
+    right = stopped and said == digits[::-1]
+    count = sum(c.isdigit() for c in body)
+    return form * shape + (1 - form) * right, right, [shape, count]
 
   return verdict
 
@@ -20,6 +23,13 @@ def oracle(form):
 @pytest.mark.parametrize("kwargs", [{}, {"items": 3, "form": 0.5}], ids=str)
 def test_verdicts_are_those_of_python_lists(kwargs):
   tw.agree(tw.get("template", **kwargs), oracle(kwargs.get("form", 0.2)))
+
+
+def test_chance_is_the_share_over_all_answers():
+  world = tw.get("template", items=2, kinds=2)
+  check = oracle(0.2)
+  found = tw.exact_chance(world, lambda written: check(["0", "1", ">"], written)[1])
+  assert found == pytest.approx(world.chance, rel=1e-9)
 
 
 def test_the_habit_closes_a_share_of_the_answers_too_early_and_keeps_their_form():

@@ -198,6 +198,18 @@ def test_equal_tries_go_to_the_smaller_rate_and_the_earlier_value():
   assert best == {"lr": 3e-4, "knob": 0.1}
 
 
+def test_arguments_that_count_updates_grow_with_a_run():
+  c, _ = simulated()
+  with c.unlocked():
+    c.scaled = ("total_steps",)
+    c.arms["method"].args = {"total_steps": 8, "eps": 8}
+  trial = {"lr": 0.1, "knob": None}
+  for share, steps in ((0.5, 4), (1, 8), (4, 32)):
+    spec = study.cell(c, "strong", "method", trial, share).spec
+    assert spec["args"] == {"total_steps": steps, "eps": 8} and spec["plan"]["updates"] == steps
+  assert study.cell(c, "strong", "base", trial, 0.5).spec["args"] == {}
+
+
 def test_arms_with_unequal_tries_are_refused():
   c, module = simulated()
   with c.unlocked():

@@ -72,7 +72,8 @@ def test_a_passport_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
   command = ["countdown", f"--out={out}"]
   assert world.main(command) == 130 and world.main(command) == 0
   assert asked == ["prompts", "blind", "supervised", "supervised", "grpo"]
-  assert world.main([*command, "--updates=2"]) == 0 and len(asked) == 9
+  assert world.main([*command, "--updates=2"]) == 0 and asked[5:] == ["grpo"]
+  assert world.main([*command, "--updates=2", "--seed=1"]) == 0 and len(asked) == 10
 
 
 def test_worlds_without_enough_prompts_are_measured_on_training_problems():

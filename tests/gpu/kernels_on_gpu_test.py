@@ -21,7 +21,7 @@ pytestmark = [
   pytest.mark.gpu,
   pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU"),
 ]
-# Issue 3: the largest relative error against exact arithmetic.
+# The largest relative error against exact arithmetic.
 LIMITS = [(jnp.bfloat16, 1e-2), (jnp.float32, 1e-3)]
 limits = pytest.mark.parametrize("dtype, limit", LIMITS, ids=["bfloat16", "float32"])
 

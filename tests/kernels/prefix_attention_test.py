@@ -309,7 +309,7 @@ def test_decoding_a_few_queries_a_slot_equals_loops(implementation, softcap, sin
 
 @implementations
 def test_a_fixed_sink_is_a_trunk_of_one_zero(implementation):
-  """Card 44: a key and a value of 0, at first learned and then only counted."""
+  """Paper 44: a key and a value of 0, at first learned and then only counted."""
   case = CASES[0]
   data = draw(case, 10)
   zero = np.zeros((1, case.kv, case.d), np.float32)

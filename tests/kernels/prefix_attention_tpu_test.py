@@ -209,7 +209,7 @@ def test_the_list_of_visits_covers_what_is_seen_and_marks_what_needs_no_mask(cas
 
 
 def test_visits_are_those_of_the_formula():
-  """Llama's case: scores formed, over those of card 59. Blocks cost their diagonals, no more."""
+  """Llama's case: scores formed, over those of paper 59. Blocks cost their diagonals, no more."""
   case = CASES[2]
   _, some, whole, _ = lists(case, 256, 512)(np.full(1, case.prompt, np.int32), None)
   some, whole = np.asarray(some), np.asarray(whole)

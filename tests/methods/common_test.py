@@ -31,44 +31,27 @@ def close(a, b, tol=2e-6):
   chex.assert_trees_all_close(a, b, rtol=tol, atol=tol)
 
 
-def step_of(method):
-  """step(state, rollouts, batch, fwd) -> (credit, (loss, metrics, *grads)), jitted."""
-
-  @jax.jit
-  def step(state, rollouts, batch, fwd):
-    credit = method.credit(state, rollouts, batch)
-    return credit, problems.value_and_grad(method, fwd, batch, credit)
-
-  return step
-
-
 @functools.cache
 def programs(case):
   """(method, step, loss): loss(fwd, batch, credit) -> (loss, metrics, *grads), jitted."""
   method = case.make()
-  return method, step_of(method), jax.jit(functools.partial(problems.value_and_grad, method))
+  return (
+    method,
+    problems.step_of(method),
+    jax.jit(functools.partial(problems.value_and_grad, method)),
+  )
 
 
 def prepared(case, seed=0, layout="flat", **kwargs):
   """(method, rollouts, batch, fwd, credit, (loss, metrics, *grads))."""
   method, step, _ = programs(case)
   rollouts, batch, fwd, _ = problems.lay_out(case.problem(seed, **kwargs), layout, method.needs)
-  return (
-    method,
-    rollouts,
-    batch,
-    fwd,
-    *step(method.init(len(rollouts.prompt)), rollouts, batch, fwd),
-  )
+  credit, out = step(method.init(len(rollouts.prompt)), rollouts, batch, fwd)
+  return method, rollouts, batch, fwd, credit, out
 
 
 def run(case, p, layout="flat", junk=0.0):
-  """problems.run by the case's own program."""
-  method, step, _ = programs(case)
-  rollouts, batch, fwd, place = problems.lay_out(p, layout, method.needs, junk)
-  credit, (loss, metrics, *grads) = step(method.init(len(p.reward)), rollouts, batch, fwd)
-  grads = [None if d is None else np.asarray(d)[place] for d in grads]
-  return np.asarray(loss), metrics, *grads, np.asarray(credit.weight)[place]
+  return problems.run(programs(case)[0], p, layout, junk)
 
 
 def test_every_method_has_a_case():
@@ -218,7 +201,7 @@ def test_equal_rewards_in_a_group_give_exactly_zero_policy_gradient(case):
   kwargs = {k: 0.0 if k.startswith("beta_") else v for k, v in kwargs.items() if v is not ...}
   method = methods.get(case.name, **kwargs)
   rollouts, batch, fwd, _ = problems.lay_out(p, "flat", method.needs)
-  _, (_, _, grad, _) = step_of(method)(method.init(len(p.reward)), rollouts, batch, fwd)
+  _, (_, _, grad, _) = problems.step_of(method)(method.init(len(p.reward)), rollouts, batch, fwd)
   assert (np.asarray(grad) == 0).all()
 
 
@@ -254,11 +237,10 @@ def test_gradient_is_weight_times_stable_times_adv_times_ratio(case):
 def test_reduces_to_names_a_method_with_the_same_value_and_gradient(case):
   other, theirs, ours = case.make().reduces_to
   p = case.problem(seed=4)
-  a = problems.run(methods.get(case.name, **ours), p)
-  b = problems.run(methods.get(other, **theirs), p)
-  assert np.abs(a[2]).max() > 1e-3
-  chex.assert_trees_all_equal(a[0], b[0])
-  chex.assert_trees_all_equal(a[2], b[2])
+  a = problems.without_jit(methods.get(case.name, **ours), p)
+  b = problems.without_jit(methods.get(other, **theirs), p)
+  assert np.abs(a[1]).max() > 1e-3
+  chex.assert_trees_all_equal(a, b)
 
 
 def on_mesh(*trees):

@@ -1,4 +1,4 @@
-"""D3S against its card in float64 loops, its selection against all subsets, its invariants."""
+"""D3S against its formulas in float64 loops, its selection against all subsets, its invariants."""
 
 import itertools
 import math
@@ -13,7 +13,6 @@ from transcription_test import difference, mean, ppo_term, ratio, rollouts, std,
 from grpo_jax import methods
 from grpo_jax.core import selection
 from grpo_jax.errors import UserError
-from grpo_jax.types import Now
 
 
 def variance(xs):
@@ -85,13 +84,13 @@ def transcription(p, logp, frozen, *, share, percent, scope, by, over_all, beta=
     ({"samples": (0.7, 0.5), "tokens": (40.0, 20.0), "ratio": "sequence"}, 9),
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, step):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, step):
   total_steps = 4
   first = {"samples": (0.25, 0.75), "tokens": (10.0, 30.0)} | kwargs
   progress = min(step / total_steps, 1)
   share, percent = (a + progress * (b - a) for a, b in (first["samples"], first["tokens"]))
   extra = {"kl": "k3"} if "beta_kl" in kwargs else {}
-  method = methods.get("d3s", total_steps=total_steps, **kwargs, **extra)
+  method = problems.get("d3s", total_steps=total_steps, **kwargs, **extra)
   largest_gradient = 0.0
   for seed in (0, 1, 2):
     p, q = (
@@ -99,7 +98,7 @@ def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, step):
       for d in (np.float32, np.float64)
     )
     made, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
-    credit = method.credit(jnp.int32(step), made, batch)
+    credit = method.credit((), made.replace(step=jnp.int32(step)), batch)
     loss, metrics, grad, _ = problems.value_and_grad(method, fwd, batch, credit)
     logp = q.fields["logp"]
     loop = lambda x: transcription(
@@ -199,29 +198,28 @@ def test_a_whole_share_is_not_rounded_up(percent, count, size):
 
 def test_everything_kept_equals_grpo_with_a_token_mean():
   p = problems.ragged(5)
-  method = methods.get("d3s", total_steps=3, samples=(1.0, 1.0), tokens=(100.0, 100.0))
+  method = problems.get("d3s", total_steps=3, samples=(1.0, 1.0), tokens=(100.0, 100.0))
   assert method.needs == ()
   ours = problems.run(method, p)
-  grpo = methods.get("grpo", aggregate="token_mean", ddof=0, eps_std=1e-6)
+  grpo = problems.get("grpo", aggregate="token_mean", ddof=0, eps_std=1e-6)
   np.testing.assert_allclose(ours[2], problems.run(grpo, p)[2], rtol=1e-6, atol=1e-9)
 
 
 def test_the_quotas_go_from_first_to_last_and_stay_there():
   p = problems.ragged(0, n=4, g=4, dead=0, holes=0)
-  method = methods.get("d3s", total_steps=4, samples=(0.25, 0.75), tokens=(100.0, 100.0))
+  method = problems.get("d3s", total_steps=4, samples=(0.25, 0.75), tokens=(100.0, 100.0))
   made, batch, *_ = problems.lay_out(p, "flat", method.needs)
-  state, sizes = method.init(4), []
+  sizes = []
   for step in range(6):
-    weight = np.asarray(method.credit(state, made, batch).weight)
+    weight = np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight)
     sizes.append(int((weight.sum(1) > 0).sum()))
-    state = method.remember(state, made, batch, Now(metrics={}, step=jnp.int32(step)))
   assert sizes == [4, 6, 8, 10, 12, 12]
 
 
 def test_no_variance_anywhere_gives_a_loss_of_exactly_0_on_the_required_count_of_tokens():
   p = problems.ragged(0, dead=0, holes=0)
   p.reward[:] = 0.7
-  method = methods.get("d3s", total_steps=4, samples=(0.5, 0.5), tokens=(25.0, 25.0))
+  method = problems.get("d3s", total_steps=4, samples=(0.5, 0.5), tokens=(25.0, 25.0))
   loss, metrics, grad, _, weight = problems.run(method, p)
   assert loss == 0 and (grad == 0).all()
   inside = p.length().reshape(-1)[(weight.sum(-1) > 0).reshape(-1)].sum()
@@ -231,7 +229,7 @@ def test_no_variance_anywhere_gives_a_loss_of_exactly_0_on_the_required_count_of
 
 def test_advantages_are_those_of_the_whole_group_also_after_selection():
   p = problems.ragged(2, dead=0)
-  method = methods.get("d3s", total_steps=4)
+  method = problems.get("d3s", total_steps=4)
   made, batch, *_ = problems.lay_out(p, "flat", method.needs)
   adv = np.asarray(method.credit(method.init(4), made, batch).adv).reshape(4, 4)
   expected = [standard(row.astype(float).tolist()) for row in p.reward]
@@ -243,15 +241,22 @@ def test_the_random_control_keeps_as_much_and_changes_with_the_step():
   made, batch, *_ = problems.lay_out(p, "flat", ("entropy_old",))
   kept = {}
   for pick in ("variance", "random"):
-    method = methods.get("d3s", total_steps=4, samples=(0.5, 0.5), tokens=(50.0, 50.0), pick=pick)
+    method = problems.get("d3s", total_steps=4, samples=(0.5, 0.5), tokens=(50.0, 50.0), pick=pick)
     assert ("entropy_old" in method.needs) == (pick == "variance")
     kept[pick] = [
-      np.asarray(method.credit(jnp.int32(step), made, batch).weight) > 0 for step in (0, 1)
+      np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight) > 0
+      for step in (0, 1)
     ]
   rows = lambda x: int((x.sum(1) > 0).sum())
   assert rows(kept["variance"][0]) <= 8 and rows(kept["random"][0]) <= 8
   assert (kept["variance"][0] == kept["variance"][1]).all()
   assert (kept["random"][0] != kept["random"][1]).any()
+
+
+def test_a_schedule_without_a_step_is_one_line():
+  made, batch, *_ = problems.lay_out(problems.ragged(0), "flat", ("entropy_old",))
+  with pytest.raises(UserError, match="rollouts.step is None; give the updates"):
+    methods.get("d3s", total_steps=4).credit((), made.replace(step=None), batch)
 
 
 @pytest.mark.parametrize(

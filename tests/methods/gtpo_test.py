@@ -1,4 +1,4 @@
-"""GTPO against its card in float64 loops; conflict runs as sets; its invariants."""
+"""GTPO against its formulas in float64 loops; conflict runs as sets; its invariants."""
 
 import math
 
@@ -9,7 +9,6 @@ import problems
 import pytest
 from transcription_test import difference, mean, rollouts, steps
 
-from grpo_jax import methods
 from grpo_jax.core import conflicts
 from grpo_jax.types import Now
 
@@ -31,7 +30,7 @@ def texts(*completions, reward):
 
 
 def runs_by_sets(strings, adv):
-  """(forward, backward) as lists of booleans, from the card's definition."""
+  """(forward, backward) as lists of booleans, from the definition."""
 
   def forward(strings):
     out = []
@@ -95,7 +94,7 @@ def transcription(p, logp, frozen, *, gamma, limit, starts=True, conflict=True, 
     ({"gamma": 0.0, "entropy_limit": 5.0, "conflicts": False}, 2),
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, alphabet):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, alphabet):
   for seed in (0, 1, 2):
     p, q = (
       problems.ragged(seed, n=4, g=4, t=5, dead=0.15, holes=0.15, dtype=d)
@@ -103,7 +102,7 @@ def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, alphabet):
     )
     p.tokens %= alphabet
     q.tokens %= alphabet
-    loss, _, grad, *_ = problems.run(methods.get("gtpo", **kwargs), p)
+    loss, _, grad, *_ = problems.run(problems.get("gtpo", **kwargs), p)
     logp = q.fields["logp"]
     loop = lambda x: transcription(
       q,  # noqa: B023
@@ -124,7 +123,7 @@ def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, alphabet):
 # ---- conflicts -----------------------------------------------------------------------------------
 
 
-_credit = jax.jit(methods.get("gtpo", gamma=0.0, entropy_limit=9.0).credit)
+_credit = jax.jit(problems.get("gtpo", gamma=0.0, entropy_limit=9.0).credit)
 
 
 def lambdas(p):
@@ -226,7 +225,7 @@ def test_padding_never_conflicts_whatever_it_holds():
 def test_a_bad_completion_never_lowers_a_token_in_conflict():
   p = problems.ragged(1, n=4, g=4, t=5, dead=0)
   p.tokens %= 2
-  method = methods.get("gtpo", gamma=0.0)
+  method = problems.get("gtpo", gamma=0.0)
   grad = problems.run(method, p)[2]
   hit = 0
   for i in range(4):
@@ -243,9 +242,9 @@ def test_a_bad_completion_never_lowers_a_token_in_conflict():
 def test_without_shared_tokens_it_is_centered_rewards_under_means_of_completions():
   p = problems.ragged(2, n=4, g=4)
   p.tokens[:] = np.arange(p.tokens.size).reshape(p.tokens.shape)
-  ours = problems.run(methods.get("gtpo", gamma=0.0, entropy_limit=9.0), p)
+  ours = problems.run(problems.get("gtpo", gamma=0.0, entropy_limit=9.0), p)
   p.fields["logp_old"] = p.fields["logp"]
-  theirs = problems.run(methods.get("grpo", scale="none"), p)
+  theirs = problems.run(problems.get("grpo", scale="none"), p)
   np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-7)
   np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-5, atol=1e-8)
 
@@ -262,22 +261,22 @@ def certain(p, low):
 def test_uncertain_completions_are_dropped_but_stay_in_the_denominator():
   low = np.asarray([[True, False, True, True]] * 4)
   p = certain(problems.ragged(0, dead=0), low)
-  kept = problems.run(methods.get("gtpo", start_rule=False), p)[4]
-  every = problems.run(methods.get("gtpo", entropy_limit=9.0), p)[4]
+  kept = problems.run(problems.get("gtpo", start_rule=False), p)[4]
+  every = problems.run(problems.get("gtpo", entropy_limit=9.0), p)[4]
   assert (kept[~low] == 0).all()
   np.testing.assert_array_equal(kept[low], every[low])
 
 
 def test_all_completions_uncertain_give_a_loss_of_exactly_0():
   p = certain(problems.ragged(0), np.zeros((4, 4), bool))
-  loss, metrics, grad, *_ = problems.run(methods.get("gtpo", start_rule=False), p)
+  loss, metrics, grad, *_ = problems.run(problems.get("gtpo", start_rule=False), p)
   assert loss == 0 and (grad == 0).all()
   np.testing.assert_allclose(metrics["uncertain"], 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("first", "filtered"), [(True, True), (False, False)])
 def test_the_entropy_of_the_first_batch_decides_for_the_whole_run(first, filtered):
-  method, uncertain = methods.get("gtpo"), np.zeros((4, 4), bool)
+  method, uncertain = problems.get("gtpo"), np.zeros((4, 4), bool)
   p = certain(problems.ragged(0), uncertain | first)
   made, batch, *_ = problems.lay_out(p, "flat", method.needs)
   state = method.remember(method.init(4), made, batch, Now(metrics={}, step=jnp.int32(0)))
@@ -292,6 +291,6 @@ def test_the_entropy_of_the_first_batch_decides_for_the_whole_run(first, filtere
 def test_equal_rewards_leave_a_small_push_down_on_what_was_sampled():
   p = problems.ragged(0, dead=0)
   p.reward[:] = 1.0
-  grad = problems.run(methods.get("gtpo", gamma=0.1), p)[2]
+  grad = problems.run(problems.get("gtpo", gamma=0.1), p)[2]
   assert (grad[p.trained] > 0).all()
-  assert (problems.run(methods.get("gtpo", gamma=0.0), p)[2] == 0).all()
+  assert (problems.run(problems.get("gtpo", gamma=0.0), p)[2] == 0).all()

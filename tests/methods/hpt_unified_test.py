@@ -1,4 +1,4 @@
-"""HPT against its card in float64 loops; the estimator's table row by row; its gates."""
+"""HPT against its formulas in float64 loops; the estimator's table row by row; its gates."""
 
 import math
 
@@ -9,6 +9,7 @@ import problems
 import pytest
 from transcription_test import difference, mean, rollouts, std, steps
 
+from experiments.hpt_unified import rivals
 from grpo_jax import methods
 from grpo_jax.core import unified
 from grpo_jax.errors import UserError
@@ -29,7 +30,7 @@ def correct(p, i, j):
 
 
 def transcription(p, logp, *, coefficients, c_sft, beta, tokens_mean):
-  """L of the card; coefficients(solved, n) -> (alpha, beta) of a question."""
+  """L of the paper; coefficients(solved, n) -> (alpha, beta) of a question."""
   here = set(rollouts(p))
   questions = {i for i, _ in here}
   rl, sft, kept, shown = 0.0, 0.0, [], 0
@@ -72,10 +73,10 @@ TABLE = ((0.0, 1.0), (0.125, 0.5), (0.5, 0.125), (1.0, 0.0), (1.0, 0.0))
     ({"table": TABLE, "beta_entropy": 0.1}, lambda solved, n: TABLE[solved]),
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs, coefficients):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs, coefficients):
   for seed in (0, 1, 2):
     p, q = (problem(seed, d, dead=0.2, holes=0.15) for d in (np.float32, np.float64))
-    method = methods.get("hpt_unified", max_tokens=9, **kwargs)
+    method = problems.get("hpt_unified", max_tokens=9, **kwargs)
     loss, _, grad, *_ = problems.run(method, p)
     loop = lambda x: transcription(
       q,  # noqa: B023
@@ -143,7 +144,7 @@ def row_of_the_table(name, p, credit, place):
 def test_row_of_the_table_has_the_gradient_of_the_methods_usual_loss(name):
   p = problems.ragged(7, dead=0, holes=0.1)
   which, kwargs = ROWS[name]
-  method = methods.get(which, **kwargs) if kwargs is not None else methods.get("grpo")
+  method = problems.get(which, **kwargs) if kwargs is not None else problems.get("grpo")
   made, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
   credit = method.credit((), made, batch)
   weight = np.asarray(credit.weight)[place]
@@ -173,19 +174,19 @@ def test_gate_1_is_sft_on_the_demonstrations():
   p = problem(3, dead=0)
   p.alive[1, -1] = True
   for mean_of, aggregate in (("prompts", "rollout_mean"), ("tokens", "token_mean")):
-    method = methods.get("hpt_unified", max_tokens=9, gate=1.0, sft_mean=mean_of, beta_entropy=0.0)
+    method = problems.get("hpt_unified", max_tokens=9, gate=1.0, sft_mean=mean_of, beta_entropy=0.0)
     ours = problems.run(method, p)
     q = problem(3, dead=0)
     q.alive[1, -1] = True
-    theirs = problems.run(methods.get("sft", aggregate=aggregate), only(q, q.given))
+    theirs = problems.run(problems.get("sft", aggregate=aggregate), only(q, q.given))
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
     np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-6, atol=1e-9)
 
 
 def test_a_negative_gate_is_dr_grpo_without_clip_times_the_number_of_samples():
   p = problem(3, dead=0, holes=0)
-  ours = problems.run(methods.get("hpt_unified", max_tokens=9, gate=-1, beta_entropy=0.0), p)
-  method = methods.get("dr_grpo", max_tokens=9, eps_low=1.0, eps_high=1e9)
+  ours = problems.run(problems.get("hpt_unified", max_tokens=9, gate=-1, beta_entropy=0.0), p)
+  method = problems.get("dr_grpo", max_tokens=9, eps_low=1.0, eps_high=1e9)
   theirs = problems.run(method, only(problem(3, dead=0, holes=0), ~p.given))
   np.testing.assert_allclose(ours[0], 4 * theirs[0], rtol=1e-5)
   np.testing.assert_allclose(ours[2], 4 * theirs[2], rtol=1e-5, atol=1e-8)
@@ -204,7 +205,7 @@ def test_the_switch_changes_with_exactly_the_number_solved(n):
   p = solved(range(n + 1), n)
   made, batch, *_ = problems.lay_out(p, "flat")
   for most in range(-1, n + 1):
-    method = methods.get("hpt_unified", max_tokens=9, gate=most / n)
+    method = problems.get("hpt_unified", max_tokens=9, gate=most / n)
     credit = method.credit(method.init(1), made, batch)
     used = (np.asarray(credit.weight).sum(1) > 0).reshape(n + 1, n + 1)
     shown = np.arange(n + 1) <= most
@@ -214,7 +215,7 @@ def test_the_switch_changes_with_exactly_the_number_solved(n):
 def test_a_kept_group_that_is_all_right_has_no_gradient_but_the_entropys():
   p = solved([4, 4], 4)
   for beta in (0.0, 1.0):
-    method = methods.get("hpt_unified", max_tokens=9, beta_entropy=beta)
+    method = problems.get("hpt_unified", max_tokens=9, beta_entropy=beta)
     loss, metrics, grad, *_ = problems.run(method, p)
     assert (grad == 0).all() and metrics["sft_share"] == 0
     rows = p.trained & ~p.given[..., None]
@@ -222,7 +223,7 @@ def test_a_kept_group_that_is_all_right_has_no_gradient_but_the_entropys():
 
 
 def test_no_sample_alive_means_sft_and_no_demonstration_means_rl():
-  method = methods.get("hpt_unified", max_tokens=9)
+  method = problems.get("hpt_unified", max_tokens=9)
   p = solved([0, 0], 4)
   p.alive[0, :-1], p.alive[1, -1] = False, False
   p.reward[1] = [1, 0, 0, 0, 9]
@@ -234,19 +235,31 @@ def test_no_sample_alive_means_sft_and_no_demonstration_means_rl():
 
 
 def test_share_of_sft_is_that_of_questions():
-  _, metrics, *_ = problems.run(methods.get("hpt_unified", max_tokens=9), solved([0, 1, 0, 2], 4))
+  _, metrics, *_ = problems.run(problems.get("hpt_unified", max_tokens=9), solved([0, 1, 0, 2], 4))
   np.testing.assert_allclose(metrics["sft_share"], 0.5, rtol=1e-6)
 
 
 def test_shuffled_decisions_keep_their_number_and_change_with_the_step():
   p = solved([0, 0, 3, 3, 3, 3], 4)
-  method = methods.get("hpt_unified", max_tokens=9, shuffle=True)
+  method = problems.get("hpt_unified", max_tokens=9, shuffle=True)
   made, batch, *_ = problems.lay_out(p, "flat")
   found = []
   for step in range(6):
-    weight = np.asarray(method.credit(jnp.int32(step), made, batch).weight)
+    weight = np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight)
     found.append(weight.reshape(6, 5, -1)[:, -1].sum(-1) > 0)
   assert all(x.sum() == 2 for x in found) and len({x.tobytes() for x in found}) > 2
+  with pytest.raises(UserError, match="rollouts.step is None; give the updates"):
+    method.credit((), made.replace(step=None), batch)
+
+
+def test_a_switch_is_sft_before_that_update_and_rl_from_it_on():
+  p = problem(3, dead=0)
+  made, batch, *_ = problems.lay_out(p, "flat")
+  credit = lambda step, **kwargs: methods.get("hpt_unified", max_tokens=9, **kwargs).credit(
+    (), made.replace(step=jnp.int32(step)), batch
+  )
+  for step, gate in ((0, 1.0), (3, 1.0), (4, -1.0), (9, -1.0)):
+    jax.tree.map(np.testing.assert_array_equal, credit(step, switch=4), credit(step, gate=gate))
 
 
 def test_bad_input_is_one_line():
@@ -254,6 +267,27 @@ def test_bad_input_is_one_line():
     methods.get("hpt_unified", max_tokens=9, sft_mean="rows")
   with pytest.raises(UserError, match="max_tokens=0: must be the token budget"):
     methods.get("hpt_unified", max_tokens=0)
+
+
+# ---- rivals of the study -------------------------------------------------------------------------
+
+
+def test_luffy_is_its_row_of_the_table_on_demonstrations_and_dr_grpo_on_samples():
+  p = problem(3, dead=0.1)
+  made, batch, fwd, place = problems.lay_out(p, "flat")
+  method = rivals.luffy(9)
+  credit = method.credit((), made, batch)
+  grad = np.asarray(problems.value_and_grad(method, fwd, batch, credit)[2])[place]
+  here, shape = rollouts(p), p.reward.shape
+  expected = np.zeros(p.trained.shape)
+  for i, j in here:
+    adv = p.reward[i, j] - mean([p.reward[i, k] for k in range(shape[1]) if p.alive[i, k]])
+    for t in steps(p, i, j):
+      pi, old = (math.exp(p.fields[name][i, j, t]) for name in ("logp", "logp_old"))
+      push = 0.1 * pi / (pi + 0.1) ** 2 if p.given[i, j] else pi / old
+      expected[i, j, t] = -adv * push / (9 * len(here))
+  assert np.abs(expected[p.given]).max() > 1e-4 < np.abs(expected[~p.given]).max()
+  np.testing.assert_allclose(np.where(p.trained, grad, 0), expected, rtol=2e-5, atol=1e-8)
 
 
 # ---- demonstrations beside samples ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""IGPO against its card in float64 loops, and the invariants that the card lists."""
+"""IGPO against its formulas in float64 loops, and its invariants."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def turns_of(p, i, j):
   return sorted(found.items())
 
 
-def rewards_by_card(p, i, j, gain, penalty):
+def rewards_by_loops(p, i, j, gain, penalty):
   out = float(p.reward[i, j])
   if penalty is not None and p.truncated[i, j]:
     out = penalty
@@ -61,14 +61,14 @@ def standard(x, pool):
   return (x - mean(pool)) / (std(pool, 1) + 1e-6)
 
 
-def advantage_by_card(p, gain, normalize, gamma, penalty):
+def advantage_by_loops(p, gain, normalize, gamma, penalty):
   """One number for each trained token."""
   adv = {}
   for i in range(len(p.reward)):
     mine = [j for k, j in rollouts(p) if k == i]
-    r = {j: rewards_by_card(p, i, j, gain, penalty) for j in mine}
+    r = {j: rewards_by_loops(p, i, j, gain, penalty) for j in mine}
     if normalize == "position_mean":
-      adv |= position_mean_by_card(p, i, r)
+      adv |= position_mean_by_loops(p, i, r)
       continue
     every = [x for j in mine for x in r[j]]
     gains = [x for j in mine for x in r[j][:-1]]
@@ -88,7 +88,7 @@ def advantage_by_card(p, gain, normalize, gamma, penalty):
   return adv
 
 
-def position_mean_by_card(p, i, r):
+def position_mean_by_loops(p, i, r):
   back = {}
   for j, x in r.items():
     ends = [ts[-1] for _, ts in turns_of(p, i, j)]
@@ -101,7 +101,7 @@ def position_mean_by_card(p, i, r):
   }
 
 
-def loss_by_card(p, adv, logp, beta):
+def loss_by_loops(p, adv, logp, beta):
   total = 0.0
   for i, j in rollouts(p):
     terms = []
@@ -123,7 +123,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("gain", "normalize", "gamma", "penalty"), CASES)
-def test_value_and_gradient_equal_the_card_in_loops(gain, normalize, gamma, penalty):
+def test_value_and_gradient_equal_the_formulas_in_loops(gain, normalize, gamma, penalty):
   seed = CASES.index((gain, normalize, gamma, penalty))
   p, wide = problem(seed), problem(seed, np.float64)
   method, step = problems.compiled(
@@ -131,10 +131,10 @@ def test_value_and_gradient_equal_the_card_in_loops(gain, normalize, gamma, pena
   )
   rollouts_, batch, fwd, place = laid_out(p, method)
   _, loss, grad = step((), rollouts_, batch, fwd)
-  adv = advantage_by_card(wide, gain, normalize, gamma, penalty)
-  by_card = lambda x: loss_by_card(wide, adv, x, 1e-3)
-  np.testing.assert_allclose(loss, by_card(wide.fields["logp"]), rtol=1e-4, atol=1e-5)
-  expected = difference(by_card, wide.fields["logp"])
+  adv = advantage_by_loops(wide, gain, normalize, gamma, penalty)
+  by_loops = lambda x: loss_by_loops(wide, adv, x, 1e-3)
+  np.testing.assert_allclose(loss, by_loops(wide.fields["logp"]), rtol=1e-4, atol=1e-5)
+  expected = difference(by_loops, wide.fields["logp"])
   assert np.abs(expected).max() > 1e-3
   found = np.where(p.trained, np.asarray(grad)[place], 0)
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
@@ -154,7 +154,7 @@ def test_gamma_0_gives_each_turn_its_own_normalized_reward_only():
   p = problem(7)
   adv = run(p, "igpo", gamma=0.0, penalty=None)[2]
   for i in range(3):
-    r = {j: rewards_by_card(p, i, j, "prob", None) for k, j in rollouts(p) if k == i}
+    r = {j: rewards_by_loops(p, i, j, "prob", None) for k, j in rollouts(p) if k == i}
     pool = [x for each in r.values() for x in each]
     for j, each in r.items():
       for (u, _), x in zip(turns_of(p, i, j), each, strict=True):
@@ -163,7 +163,7 @@ def test_gamma_0_gives_each_turn_its_own_normalized_reward_only():
 
 def test_gains_telescope_to_the_belief_before_the_last_turn_minus_that_of_the_prompt():
   p = problem(8)
-  rollouts_, batch, *_ = laid_out(p, methods.get("igpo"))
+  rollouts_, batch, *_ = laid_out(p, problems.get("igpo"))
   belief = jnp.exp(batch.extra["answer_logp"])
   total = np.asarray(turn_rewards(belief, batch, rollouts_, jnp.zeros((3, 4)))).sum(-1)
   several = 0
@@ -177,7 +177,7 @@ def test_gains_telescope_to_the_belief_before_the_last_turn_minus_that_of_the_pr
 
 def test_no_gradient_reaches_the_belief():
   p = problem(9)
-  method = methods.get("igpo")
+  method = problems.get("igpo")
   rollouts_, batch, fwd, _ = laid_out(p, method)
 
   def loss(belief):
@@ -196,7 +196,7 @@ def test_a_belief_that_is_not_finite_gives_the_turns_beside_it_no_gain(bad):
   p.alive[:], p.trained[:], p.reward[:] = True, True, 0.5
   p.unit[:] = np.minimum(np.arange(8) // 2, K - 1)
   p.unit_value[0, 0, 1] = bad
-  rollouts_, batch, *_ = laid_out(p, methods.get("igpo"))
+  rollouts_, batch, *_ = laid_out(p, problems.get("igpo"))
   belief = batch.extra["answer_logp"]
   found = np.asarray(turn_rewards(belief, batch, rollouts_, rollouts_.reward))
   np.testing.assert_array_equal(found[0, 0], [0, 0, 0.5])
@@ -231,7 +231,7 @@ def test_equal_rewards_of_all_turns_and_dead_groups_give_exactly_0():
 def test_a_constant_gain_is_a_reward_for_turns():
   p = problem(13)
   p.truncated[:], p.reward = False, np.where(p.alive, np.float32(0), np.nan)
-  assert methods.get("igpo", gain="constant").needs == ("ref",)
+  assert problems.get("igpo", gain="constant").needs == ("ref",)
   adv = run(p, "igpo", gain="constant", bonus=0.5)[2]
   for i, j in rollouts(p):
     own = [u for u, _ in turns_of(p, i, j)]

@@ -1,4 +1,4 @@
-"""Kimi k1.5 against its card in float64 loops; the squared surrogate; length reward; sampling."""
+"""Kimi k1.5 against its formulas in float64 loops; squared surrogate; length reward; sampling."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from grpo_jax.types import Fwd, Now, Rollouts, rows_of
 
 
 def short(lengths, right):
-  """The card's length reward of one group."""
+  """The length reward of one group."""
   low, high = min(lengths), max(lengths)
   if low == high:
     return [0.0] * len(lengths)
@@ -63,7 +63,7 @@ def transcription(p, logp, *, tau, w, kind, by_mean=False, negatives=True):
     {"tau": 0.3, "length_warmup": 1},  # at step 0: none yet
   ],
 )
-def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs):
+def test_value_and_gradient_equal_the_formulas_in_float64_loops(kwargs):
   by_mean = kwargs.get("length_normalize", False)
   w = 0.0 if kwargs.get("length_warmup") else kwargs.get("length_weight", 0.5)
   for seed in (0, 1, 2):
@@ -71,7 +71,7 @@ def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs):
       problems.ragged(seed, n=4, g=4, t=5, dead=0.2, holes=0.15, dtype=d)
       for d in (np.float32, np.float64)
     )
-    loss, _, grad, *_ = problems.run(methods.get("kimi_k1_5", **kwargs), p)
+    loss, _, grad, *_ = problems.run(problems.get("kimi_k1_5", **kwargs), p)
     loop = lambda x: transcription(
       q,  # noqa: B023
       x,
@@ -94,7 +94,7 @@ def test_value_and_gradient_equal_the_card_in_float64_loops(kwargs):
 @pytest.mark.parametrize("kind", ["mean", "log_z"])
 def test_gradient_is_that_of_the_squared_surrogate_over_2_tau(kind):
   p, tau = problems.ragged(3, dead=0), 0.4
-  method = methods.get("kimi_k1_5", tau=tau, baseline=kind, length_weight=0.0)
+  method = problems.get("kimi_k1_5", tau=tau, baseline=kind, length_weight=0.0)
   grad = problems.run(method, p)[2]
   b = np.asarray([[baseline_of(row.tolist(), kind, tau)] for row in p.reward.astype(float)])
   trained, old = p.trained, p.fields["logp_old"]
@@ -112,8 +112,8 @@ def test_gradient_is_that_of_the_squared_surrogate_over_2_tau(kind):
 def test_at_the_policy_that_sampled_it_is_reinforce_with_the_mean_of_the_group():
   p = problems.ragged(4, n=1, g=8, dead=0)
   p.fields["logp"] = p.fields["logp_old"]
-  ours = problems.run(methods.get("kimi_k1_5", length_weight=0.0), p)
-  theirs = problems.run(methods.get("reinforce"), p)  # one group: its mean is the batch's
+  ours = problems.run(problems.get("kimi_k1_5", length_weight=0.0), p)
+  theirs = problems.run(problems.get("reinforce"), p)  # one group: its mean is the batch's
   np.testing.assert_allclose(ours[2], theirs[2], rtol=1e-5, atol=1e-8)
 
 
@@ -144,7 +144,7 @@ def test_exact_surrogate_is_least_at_pi_exp_r_over_tau():
     )
 
     def gradient(table, kind):
-      method = methods.get("kimi_k1_5", tau=tau, baseline=kind, length_weight=0.0)
+      method = problems.get("kimi_k1_5", tau=tau, baseline=kind, length_weight=0.0)
 
       def loss(table):
         table = jax.nn.log_softmax(table, axis=1)
@@ -163,16 +163,16 @@ def test_exact_surrogate_is_least_at_pi_exp_r_over_tau():
 def test_log_z_baseline_tends_to_the_mean_and_is_exactly_0_for_equal_rewards():
   reward = jnp.asarray([[1.0, 0.0, 0.25, jnp.nan], [0.7, 0.7, 0.7, 0.7]])
   alive = jnp.asarray([[True, True, True, False], [True] * 4])
-  found = np.asarray(log_partition.center(reward, alive, 1000.0))
+  found = np.asarray(log_partition.center_by_log_z(reward, alive, 1000.0))
   expected = np.asarray([1.0, 0.0, 0.25]) - 1.25 / 3
   np.testing.assert_allclose(found[0, :3], expected, atol=1e-3)
   assert (found[1] == 0).all() and found[0, 3] == 0
-  sharp = np.asarray(log_partition.center(reward, alive, 1e-3))
+  sharp = np.asarray(log_partition.center_by_log_z(reward, alive, 1e-3))
   np.testing.assert_allclose(sharp[0, 0], 1e-3 * math.log(3), rtol=1e-3)
 
 
 def test_one_response_a_prompt_teaches_nothing_and_equal_rewards_only_pull_back():
-  method = methods.get("kimi_k1_5", length_weight=0.0)
+  method = problems.get("kimi_k1_5", length_weight=0.0)
   p = problems.ragged(0, n=4, g=1, dead=0)
   p.fields["logp"] = p.fields["logp_old"]
   assert (problems.run(method, p)[2] == 0).all()
@@ -196,7 +196,7 @@ def test_a_response_of_several_units_is_one_sum():
 # ---- length reward -------------------------------------------------------------------------------
 
 
-def test_length_reward_equals_the_card_and_its_bounds():
+def test_length_reward_equals_the_formula_and_its_bounds():
   rng = np.random.default_rng(0)
   length = rng.integers(1, 9, (6, 5))
   length[0] = 4  # all equal
@@ -223,14 +223,14 @@ def test_the_shortest_right_one_gets_a_half_and_the_longest_loses_a_half():
 
 def test_the_length_reward_begins_after_its_warm_up():
   p = problems.ragged(0, dead=0)
-  method = methods.get("kimi_k1_5", length_warmup=2)
+  method = problems.get("kimi_k1_5", length_warmup=2)
   made, batch, *_ = problems.lay_out(p, "flat")
   state, advs = method.init(4), []
   for step in range(4):
     advs.append(np.asarray(method.credit(state, made, batch).adv))
     state = method.remember(state, made, batch, Now(metrics={}, step=jnp.int32(step)))
   plain, full = (
-    np.asarray(methods.get("kimi_k1_5", length_weight=w).credit(method.init(4), made, batch).adv)
+    np.asarray(problems.get("kimi_k1_5", length_weight=w).credit(method.init(4), made, batch).adv)
     for w in (0.0, 0.5)
   )
   for adv, expected in zip(advs, (plain, plain, full, full), strict=True):
@@ -255,7 +255,7 @@ def visit(method, state, prompt, correct, alive=None, step=0):
 
 
 def test_prompts_are_drawn_in_proportion_to_their_failures():
-  method = methods.get("kimi_k1_5", memory=1.0)
+  method = problems.get("kimi_k1_5", memory=1.0)
   state = method.init(5)
   assert (np.asarray(method.weigh(state)) == 1).all()
   state = visit(method, state, [1, 3], [[1, 1, 0, 0], [1, 1, 1, 1]])
@@ -265,27 +265,27 @@ def test_prompts_are_drawn_in_proportion_to_their_failures():
 
 
 def test_old_visits_fade_and_a_prompt_without_alive_rollouts_was_not_visited():
-  method = methods.get("kimi_k1_5", memory=0.5)
+  method = problems.get("kimi_k1_5", memory=0.5)
   state = visit(method, method.init(2), [0, 1], [[0, 0], [0, 0]])
   state = visit(method, state, [0, 1], [[1, 1], [1, 1]], [[1, 1], [0, 0]])
   np.testing.assert_allclose(method.weigh(state), [1 - 2 / 3, 1], rtol=1e-6)
 
 
 def test_all_solved_is_uniform_and_without_prioritizing_there_are_no_weights():
-  method = methods.get("kimi_k1_5")
+  method = problems.get("kimi_k1_5")
   state = visit(method, method.init(2), [0, 1], [[1, 1], [1, 1]])
   assert np.asarray(method.weigh(state)).tolist() == [1, 1]
-  assert methods.get("kimi_k1_5", prioritize=False).weigh is None
+  assert problems.get("kimi_k1_5", prioritize=False).weigh is None
 
 
 def test_state_keeps_its_shapes_and_types_and_the_optimizer_starts_anew():
-  method = methods.get("kimi_k1_5")
+  method = problems.get("kimi_k1_5")
   before = method.init(3)
   after = visit(method, before, [0, 0], [[1, 0], [1, 1]], step=4)
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(before) and after["step"] == 5
   assert (
-    method.fresh_optimizer and not methods.get("kimi_k1_5", reset_optimizer=False).fresh_optimizer
+    method.fresh_optimizer and not problems.get("kimi_k1_5", reset_optimizer=False).fresh_optimizer
   )
   np.testing.assert_allclose(method.weigh(after)[0], 0.25)  # one visit with four rollouts
 

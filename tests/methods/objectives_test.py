@@ -106,7 +106,7 @@ def test_a_unit_without_weight_may_hold_nan_and_one_with_some_keeps_all_its_toke
   unused = credit.replace(weight=weight)
   for objective in (
     objectives.clipped(eps_low=0.2, eps_high=0.2, ratio="unit", beta_kl=0.1, beta_entropy=0.1),
-    objectives.score(),
+    objectives.score_function(),
   ):
     clean, _ = objective.loss(fwd, batch, unused)
     bad = lambda x: np.where(unit, np.nan, x)

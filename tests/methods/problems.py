@@ -105,6 +105,7 @@ def rollouts_of(p: Problem) -> Rollouts:
     truncated=jnp.asarray(p.truncated),
     length=jnp.asarray(p.length(), jnp.int32),
     given=jnp.asarray(p.given) if p.given.any() else None,
+    step=jnp.int32(0),
   )
 
 
@@ -223,10 +224,40 @@ def compiled(name, **kwargs):
   return method, jax.jit(step)
 
 
+@functools.cache
+def get(name, **kwargs):
+  """methods.get with `credit` and `remember` jitted: equal settings share what is compiled."""
+  method = methods.get(name, **kwargs)
+  return dataclasses.replace(
+    method, credit=jax.jit(method.credit), remember=jax.jit(method.remember)
+  )
+
+
+_STEPS = {}  # by id; the method stays with its step, so no other takes its id
+
+
+def step_of(method):
+  """step(state, rollouts, batch, fwd) -> (credit, (loss, metrics, *grads)), jitted once."""
+
+  def step(state, rollouts, batch, fwd):
+    credit = method.credit(state, rollouts, batch)
+    return credit, value_and_grad(method, fwd, batch, credit)
+
+  return _STEPS.setdefault(id(method), (method, jax.jit(step)))[1]
+
+
 def run(method, problem, layout="flat", junk=0.0):
   """credit and loss in one go; gradients come back as [N, G, T]."""
   rollouts, batch, fwd, place = lay_out(problem, layout, method.needs, junk)
-  credit = method.credit(method.init(len(problem.reward)), rollouts, batch)
-  loss, metrics, *grads = value_and_grad(method, fwd, batch, credit)
+  state = method.init(len(problem.reward))
+  credit, (loss, metrics, *grads) = step_of(method)(state, rollouts, batch, fwd)
   grads = [None if d is None else np.asarray(d)[place] for d in grads]
   return np.asarray(loss), metrics, *grads, np.asarray(credit.weight)[place]
+
+
+def without_jit(method, problem):
+  """(loss, gradient) of `run`, operation by operation: equal formulas are equal bitwise."""
+  rollouts, batch, fwd, place = lay_out(problem, "flat", method.needs)
+  credit = method.credit(method.init(len(problem.reward)), rollouts, batch)
+  loss, _, grad, _ = value_and_grad(method, fwd, batch, credit)
+  return np.asarray(loss), np.asarray(grad)[place]

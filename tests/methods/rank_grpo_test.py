@@ -1,4 +1,4 @@
-"""Rank-GRPO against its card in float64 loops, and the invariants that the card lists."""
+"""Rank-GRPO against its formulas in float64 loops, and its invariants."""
 
 import math
 
@@ -37,7 +37,8 @@ def segment(p, i, j, t):
 def laid_out(p, method):
   rollouts_, batch, fwd, place = problems.lay_out(p, "flat", method.needs)
   rows, t = batch.mask.shape
-  unit = ranking.lines(jnp.asarray(p.newlines.reshape(rows, t)), batch.mask, RANKS)
+  unit = [segment(p, *at) for at in np.ndindex(*p.trained.shape)]
+  unit = jnp.asarray(np.reshape(unit, (rows, t)), jnp.int32)
   there = np.zeros((rows, RANKS + 1), np.float32)
   for r, t in np.argwhere(np.asarray(batch.mask)):
     there[r, unit[r, t]] = 1
@@ -62,7 +63,7 @@ def relevance(p, i, j, k):
   return float(p.rel[i, j, k]) if there else 0.0
 
 
-def reward_by_card(p, i, j, k, kind):
+def reward_by_loops(p, i, j, k, kind):
   rel = lambda m: relevance(p, i, j, m)
   return {
     "hit": lambda: rel(k),
@@ -75,7 +76,7 @@ def stop_token(p, i, j):
   return None if p.truncated[i, j] else steps(p, i, j)[-1]
 
 
-def advantage_by_card(p, kind, shaping):
+def advantage_by_loops(p, kind, shaping):
   adv = {}
   for i, j in rollouts(p):
     ts, stop = steps(p, i, j), stop_token(p, i, j)
@@ -90,14 +91,14 @@ def advantage_by_card(p, kind, shaping):
         adv[i, j, t] = -shaping
       else:
         group = [
-          reward_by_card(p, i, m, k, kind) for m in range(p.reward.shape[1]) if p.alive[i, m]
+          reward_by_loops(p, i, m, k, kind) for m in range(p.reward.shape[1]) if p.alive[i, m]
         ]
-        mine = reward_by_card(p, i, j, k, kind)
+        mine = reward_by_loops(p, i, j, k, kind)
         adv[i, j, t] = (mine - mean(group)) / (std(group, 1) + 1e-4)
   return adv
 
 
-def loss_by_card(p, adv, reduction, drop, logp):
+def loss_by_loops(p, adv, reduction, drop, logp):
   kept = [k for k in rollouts(p) if not (drop and p.truncated[k])]
   total, tokens = 0.0, 0
   for i, j in kept:
@@ -118,7 +119,7 @@ def loss_by_card(p, adv, reduction, drop, logp):
 
 @pytest.mark.parametrize("kind", ["hit", "dcg", "decay"])
 @pytest.mark.parametrize("reduction", ["rank_mean", "token_mean"])
-def test_value_and_gradient_equal_the_card_in_loops(kind, reduction):
+def test_value_and_gradient_equal_the_formulas_in_loops(kind, reduction):
   seed, drop = {"hit": 0, "dcg": 1, "decay": 2}[kind], kind == "dcg"
   p, wide = lists(seed), lists(seed, dtype=np.float64)
   for q in (p, wide):
@@ -128,10 +129,10 @@ def test_value_and_gradient_equal_the_card_in_loops(kind, reduction):
   )
   rollouts_, batch, fwd, place = laid_out(p, method)
   _, loss, grad = step((), rollouts_, batch, fwd)
-  adv = advantage_by_card(wide, kind, shaping=0.1)
-  by_card = lambda x: loss_by_card(wide, adv, reduction, drop, x)
-  np.testing.assert_allclose(loss, by_card(wide.fields["logp"]), rtol=5e-5, atol=5e-6)
-  expected = difference(by_card, wide.fields["logp"])
+  adv = advantage_by_loops(wide, kind, shaping=0.1)
+  by_loops = lambda x: loss_by_loops(wide, adv, reduction, drop, x)
+  np.testing.assert_allclose(loss, by_loops(wide.fields["logp"]), rtol=5e-5, atol=5e-6)
+  expected = difference(by_loops, wide.fields["logp"])
   assert np.abs(expected).max() > 1e-3
   found = np.where(p.trained, np.asarray(grad)[place], 0)
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=5e-6)
@@ -214,28 +215,6 @@ def test_a_hit_changes_no_reward_of_a_later_rank(kind):
     assert abs(new[j] - base[j]) > 1e-3
 
 
-def test_hits_recall_and_ndcg_equal_loops_and_a_duplicate_scores_once():
-  rng = np.random.default_rng(8)
-  items, wanted = rng.integers(-1, 8, (20, 5)), rng.uniform(size=(20, 7)) < 0.4  # -1, 7: no item
-  wanted[0] = False
-  rel = ranking.hits(jnp.asarray(items), jnp.asarray(wanted))
-  number = jnp.asarray(wanted.sum(1))
-  recall, ndcg = ranking.recall(rel, number, 3), ranking.ndcg(rel, number, 3)
-  for row in range(20):
-    left = set(np.flatnonzero(wanted[row]))
-    total, got = len(left), []
-    for x in items[row]:
-      got.append(float(x in left))
-      left.discard(x)
-    np.testing.assert_array_equal(rel[row], got)
-    gain = sum(h / math.log2(k + 2) for k, h in enumerate(got[:3]))
-    best = sum(1 / math.log2(k + 2) for k in range(min(total, 3)))
-    assert float(recall[row]) == pytest.approx(sum(got[:3]) / total if total else 0)
-    assert float(ndcg[row]) == pytest.approx(gain / best if total else 0, rel=1e-6)
-  twice = ranking.hits(jnp.asarray([2, 2, 0]), jnp.asarray([True, False, True]))
-  np.testing.assert_array_equal(twice, [1, 0, 1])
-
-
 @pytest.mark.parametrize(
   ("newlines", "truncated", "expected"),
   [
@@ -275,7 +254,7 @@ def test_a_rank_without_hits_has_no_advantage_and_missing_lines_count_as_misses(
 
 def test_a_group_of_one_missing_relevance_and_unknown_names_are_one_line():
   p = lists(12, g=1)
-  method = methods.get("rank_grpo", ranks=RANKS)
+  method = problems.get("rank_grpo", ranks=RANKS)
   rollouts_, batch, *_ = laid_out(p, method)
   with pytest.raises(UserError, match="at least 2 rollouts"):
     jax.eval_shape(method.credit, (), rollouts_, batch)

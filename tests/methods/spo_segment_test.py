@@ -1,4 +1,4 @@
-"""Segment SPO against its card in float64 loops, and what trees and chains must satisfy."""
+"""Segment SPO against its formulas in float64 loops, and what trees and chains must satisfy."""
 
 import itertools
 import math
@@ -49,7 +49,7 @@ def rollouts_with(reward, parent=None):
 # ---- the loss, given the advantages --------------------------------------------------------------
 
 
-def loss_by_card(p, adv, kept, logp):
+def loss_by_loops(p, adv, kept, logp):
   """adv: (i, j, t) -> advantage before whitening, for the trained tokens of the kept rollouts."""
   tokens = [(i, j, t) for i, j in kept for t in steps(p, i, j)]
   used = [k for k in tokens if unsure(p, *k)] or tokens
@@ -69,9 +69,9 @@ def check(p, wide, batch_of, adv, kept, **kwargs):
   method, step = problems.compiled("spo_segment", **kwargs)
   rollouts_, batch, fwd, place = batch_of(p, method)
   _, loss, grad = step((), rollouts_, batch, fwd)
-  by_card = lambda x: loss_by_card(wide, adv, kept, x)
-  np.testing.assert_allclose(loss, by_card(wide.fields["logp"]), rtol=5e-5, atol=5e-6)
-  expected = difference(by_card, wide.fields["logp"])
+  by_loops = lambda x: loss_by_loops(wide, adv, kept, x)
+  np.testing.assert_allclose(loss, by_loops(wide.fields["logp"]), rtol=5e-5, atol=5e-6)
+  expected = difference(by_loops, wide.fields["logp"])
   assert np.abs(expected).max() > 1e-3
   np.testing.assert_allclose(
     np.where(p.trained, np.asarray(grad)[place], 0), expected, rtol=1e-3, atol=5e-6
@@ -81,7 +81,7 @@ def check(p, wide, batch_of, adv, kept, **kwargs):
 # ---- chain ---------------------------------------------------------------------------------------
 
 
-def chain_by_card(p, value, interval):
+def chain_by_loops(p, value, interval):
   """Advantage of every trained token; value[i, j, k] is that of the k-th boundary."""
   adv = {}
   for i, j in rollouts(p):
@@ -125,12 +125,12 @@ def chain_batch(value, interval):
 
 
 @pytest.mark.parametrize("interval", [1, 2, 5])
-def test_chain_equals_the_card_in_loops_in_value_and_gradient(interval):
+def test_chain_equals_the_formula_in_loops_in_value_and_gradient(interval):
   p, wide = problem(interval), problem(interval, dtype=np.float64)
   value = np.random.default_rng(interval).uniform(size=(3, 4, 7)).astype(np.float32)
-  plan = methods.get("spo_segment", interval=interval).plan
+  plan = problems.get("spo_segment", interval=interval).plan
   assert plan == Chain(interval=interval, samples=9, cut=0.9)
-  adv = chain_by_card(wide, value.astype(np.float64), interval)
+  adv = chain_by_loops(wide, value.astype(np.float64), interval)
   check(p, wide, chain_batch(value, interval), adv, rollouts(wide), interval=interval)
 
 
@@ -186,7 +186,7 @@ def grown(p, seed):
   return parent
 
 
-def tree_by_card(p, parent, mode):
+def tree_by_loops(p, parent, mode):
   """(advantage of the edge into each alive node, value of each node and of each prompt)."""
   value, adv = {}, {}
 
@@ -211,19 +211,19 @@ def tree_by_card(p, parent, mode):
 
 
 @pytest.mark.parametrize("mode", ["rloo", "grpo"])
-def test_tree_equals_the_card_in_loops_in_value_and_gradient(mode):
+def test_tree_equals_the_formula_in_loops_in_value_and_gradient(mode):
   p, wide = problem(5, g=9), problem(5, g=9, dtype=np.float64)
   parent = grown(p, 5)
   grown(wide, 5)
   kwargs = {"form": "tree", "branching": (3, 2), "mode": mode}
-  method = methods.get("spo_segment", **kwargs)
+  method = problems.get("spo_segment", **kwargs)
   assert method.plan == Tree((3, 2), 30) and method.plan.nodes == 9
 
   def batch_of(p, method):
     rollouts_, *rest = problems.lay_out(p, "flat", method.needs)
     return rollouts_.replace(parent=jnp.asarray(parent)), *rest
 
-  edge, value = tree_by_card(wide, parent, mode)
+  edge, value = tree_by_loops(wide, parent, mode)
   ended = batch_of(p, method)[0].replace(reward=jnp.where(p.truncated, 0, p.reward))
   found, prompt = jax.jit(trees.values, static_argnums=1)(ended, 2)
   for (i, j), v in value.items():
@@ -239,7 +239,7 @@ def tree(rewards):
   return rollouts_with(jnp.asarray([rewards], jnp.float32), jnp.asarray([parent]))
 
 
-def test_the_example_of_the_card_and_children_sum_to_zero():
+def test_the_example_of_the_paper_and_children_sum_to_zero():
   nodes = tree([9, 9, 9, 1, 0, 1, 1, 1, 1, 0, 0, 0])  # rewards of inner nodes are not read
   value, prompt = trees.values(nodes, 2)
   np.testing.assert_allclose(value[0, :3], [2 / 3, 1, 0], rtol=1e-6)
@@ -290,7 +290,7 @@ def world():
 
 def chain_gradient(theta, tokens, reward, values):
   """Of one completion whose two tokens are segments with these values at their starts."""
-  method = methods.get("spo_segment", cut=1.0, whiten=False, beta_kl=0.0)
+  method = problems.get("spo_segment", cut=1.0, whiten=False, beta_kl=0.0)
   batch = Batch(
     tokens=tokens[None],
     mask=jnp.ones((1, 2)),
@@ -327,7 +327,7 @@ def test_chain_with_exact_values_and_with_one_continuation_each_has_the_exact_gr
 def test_tree_edges_have_the_exact_gradient_but_for_the_share_of_the_node_in_its_baseline(world):
   """2 + 4 edges of one token: the mean of two children holds each of them by a half."""
   theta, reward = world
-  method = methods.get(
+  method = problems.get(
     "spo_segment",
     form="tree",
     branching=(2, 2),

@@ -1,4 +1,4 @@
-"""Single-stream SPO against its card in float64 loops, and the invariants of its tracker."""
+"""Single-stream SPO against its formulas in float64 loops, and the invariants of its tracker."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ def now(drift=None):
   return Now(metrics=metrics, step=jnp.int32(0))
 
 
-def loss_by_card(p, prompt, table, logp, whiten=True):
-  """The card's loss; table: prompt id -> [alpha, beta]."""
+def loss_by_loops(p, prompt, table, logp, whiten=True):
+  """The paper's loss; table: prompt id -> [alpha, beta]."""
   raw = {}
   for i, j in np.ndindex(*p.reward.shape):
     if p.alive[i, j]:
@@ -49,7 +49,7 @@ def loss_by_card(p, prompt, table, logp, whiten=True):
   return mean(terms)
 
 
-def remember_by_card(p, prompt, table, drift):
+def remember_by_loops(p, prompt, table, drift):
   for q in set(prompt):
     mine = [(i, j) for i, j in np.ndindex(*p.reward.shape) if prompt[i] == q and p.alive[i, j]]
     if mine:
@@ -60,7 +60,7 @@ def remember_by_card(p, prompt, table, drift):
 
 
 @pytest.mark.parametrize(("g", "whiten"), [(1, True), (2, True), (1, False)])
-def test_three_steps_equal_the_card_in_loops_in_value_gradient_and_tracker(g, whiten):
+def test_three_steps_equal_the_formulas_in_loops_in_value_gradient_and_tracker(g, whiten):
   method, step = problems.compiled("spo_single_stream", whiten=whiten)
   state, table = method.init(Q), {q: [0.5, 0.5] for q in range(Q)}
   for seed in range(3):
@@ -68,15 +68,15 @@ def test_three_steps_equal_the_card_in_loops_in_value_gradient_and_tracker(g, wh
     prompt = np.random.default_rng(seed).permutation(Q)[: len(p.reward)]
     batch, fwd, place = problems.lay_out(p, "flat")[1:]
     _, loss, grad = step(state, visit(p, prompt), batch, fwd)
-    by_card = lambda x: loss_by_card(wide, prompt, table, x, whiten)  # noqa: B023
-    np.testing.assert_allclose(loss, by_card(wide.fields["logp"]), rtol=2e-5, atol=1e-6)
-    expected = difference(by_card, wide.fields["logp"])
+    by_loops = lambda x: loss_by_loops(wide, prompt, table, x, whiten)  # noqa: B023
+    np.testing.assert_allclose(loss, by_loops(wide.fields["logp"]), rtol=2e-5, atol=1e-6)
+    expected = difference(by_loops, wide.fields["logp"])
     assert np.abs(expected).max() > 1e-3
     found = np.where(p.trained, np.asarray(grad)[place], 0)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-6)
     drift = np.random.default_rng([seed, 3]).uniform(0, 0.02, len(prompt))
     state = jax.jit(method.remember)(state, visit(p, prompt), batch, now(drift))
-    remember_by_card(wide, prompt, table, drift)
+    remember_by_loops(wide, prompt, table, drift)
     both = np.stack([state.alpha, state.beta], axis=1)
     np.testing.assert_allclose(both, [table[q] for q in range(Q)], rtol=1e-6)
 
@@ -90,7 +90,7 @@ def test_beta_update_equals_the_moving_average_to_1e_7_for_any_reward():
       one = problem(0, n=1)
       one.alive[:] = True
       visited = visit(one, [0])
-      tracker = trackers.observe(tracker, visited, jnp.full((1, 1), r), jnp.full(1, rho))
+      tracker = trackers.visited(tracker, visited, jnp.full((1, 1), r), jnp.full(1, rho))
       value += (r - value) / (rho * count + 1)
       count = rho * count + 1
       np.testing.assert_allclose([tracker.value[0], tracker.count[0]], [value, count], rtol=1e-7)
@@ -103,7 +103,7 @@ def seen(tracker, rewards, rho):
   rollouts, rho = visit(one, [0]), jnp.full(1, rho, jnp.float32)
 
   def step(tracker, r):
-    return trackers.observe(tracker, rollouts, jnp.full((1, 1), r), rho), None
+    return trackers.visited(tracker, rollouts, jnp.full((1, 1), r), rho), None
 
   return jax.lax.scan(step, tracker, jnp.asarray(rewards, jnp.float32))[0]
 
@@ -122,7 +122,7 @@ def test_the_stationary_count_is_1_over_1_minus_rho(rho):
 
 
 def test_the_reward_of_this_step_is_not_in_its_own_baseline():
-  method = methods.get("spo_single_stream", whiten=False, rho=0.9)
+  method = problems.get("spo_single_stream", whiten=False, rho=0.9)
   p = problem(4)
   p.alive[:], p.truncated[:], p.reward = True, False, np.zeros_like(p.reward)
   batch = problems.lay_out(p, "flat")[1]
@@ -140,7 +140,7 @@ def test_the_reward_of_this_step_is_not_in_its_own_baseline():
 def test_whitened_advantages_have_mean_0_and_deviation_1_over_the_alive():
   p = problem(5, n=32)
   p.trained[..., 0] = True
-  method = methods.get("spo_single_stream")
+  method = problems.get("spo_single_stream")
   batch = problems.lay_out(p, "flat")[1]
   adv = np.asarray(method.credit(method.init(32), visit(p, np.arange(32)), batch).adv)[:, 0]
   alive = p.alive[:, 0]
@@ -167,7 +167,7 @@ def test_visits_of_a_prompt_twice_in_a_batch_count_under_one_decay():
   p.alive[:], p.truncated[:] = [[1], [1], [1], [0]], False
   p.reward = np.asarray([[1], [0], [1], [np.nan]], np.float32)
   state = trackers.Tracker(alpha=jnp.full(4, 2.0), beta=jnp.full(4, 3.0))
-  method = methods.get("spo_single_stream")
+  method = problems.get("spo_single_stream")
   batch = problems.lay_out(p, "flat")[1]
   drift = [0.006, 0.006, 0.0, 9.0]  # 2^-0.1 = 0.933; 0 is held at 0.96; the dead one is no visit
   after = method.remember(state, visit(p, [2, 2, 0, 1]), batch, now(drift))
@@ -177,7 +177,7 @@ def test_visits_of_a_prompt_twice_in_a_batch_count_under_one_decay():
 
 
 def test_offline_answers_set_the_prior_and_weights_follow_the_uncertainty():
-  method = methods.get("spo_single_stream", solved=(0, 3, 8), tried=8, count_power=0.5)
+  method = problems.get("spo_single_stream", solved=(0, 3, 8), tried=8, count_power=0.5)
   state = method.init(3)
   s, eight = np.asarray([0.0, 3, 8]), 1 / (1 - 0.875)
   np.testing.assert_allclose(state.alpha, eight * (s + 0.5) / 9, rtol=1e-6)
@@ -188,7 +188,7 @@ def test_offline_answers_set_the_prior_and_weights_follow_the_uncertainty():
   )
   beyond = trackers.Tracker(alpha=jnp.asarray([-1.0, 3.0]), beta=jnp.asarray([3.0, -1.0]))
   np.testing.assert_allclose(trackers.uncertainty(beyond, floor=0.05), 0.05)
-  assert methods.get("spo_single_stream", curriculum=False).weigh is None
+  assert problems.get("spo_single_stream", curriculum=False).weigh is None
   with pytest.raises(UserError, match="solved: 3 entries, but there are 4 prompts"):
     method.init(4)
 
@@ -220,9 +220,9 @@ def test_drift_is_measured_on_the_last_completion_that_was_stored():
 
 
 def test_drift_is_asked_for_unless_rho_is_constant():
-  method, p = methods.get("spo_single_stream"), problem(9)
+  method, p = problems.get("spo_single_stream"), problem(9)
   assert method.needs == ("drift",)
-  assert methods.get("spo_single_stream", rho=0.875).needs == ()
+  assert problems.get("spo_single_stream", rho=0.875).needs == ()
   batch = problems.lay_out(p, "flat")[1]
   with pytest.raises(UserError, match="now.metrics\\['drift'\\] is missing"):
     method.remember(method.init(Q), visit(p, np.arange(12)), batch, now())

@@ -10,8 +10,6 @@ import numpy as np
 import problems
 import pytest
 
-from grpo_jax import methods
-
 
 def rollouts(p):
   """(i, j) of alive rollouts with trained tokens."""
@@ -254,7 +252,7 @@ def test_value_and_gradient_equal_the_formula_in_float64_loops(name, kwargs, loo
     q = problems.ragged(
       seed, n=4, g=2 if name == "dpo" else 4, t=6, dead=0.2, holes=0.15, dtype=np.float64
     )
-    loss, _, grad, value_grad, _ = problems.run(methods.get(name, **kwargs), p)
+    loss, _, grad, value_grad, _ = problems.run(problems.get(name, **kwargs), p)
     logp, value = q.fields["logp"], q.fields["value"]
     np.testing.assert_allclose(loss, loop(q, logp, logp, value), rtol=2e-5, atol=2e-6)
     expected = difference(lambda x: loop(q, x, logp, value), logp)  # noqa: B023
@@ -268,7 +266,7 @@ def test_value_and_gradient_equal_the_formula_in_float64_loops(name, kwargs, loo
 def test_trap_19_the_entropy_bonus_is_the_mean_over_all_trained_tokens_of_the_batch():
   p = problems.ragged(3, dead=0.2)
   plain, bonus = (
-    problems.run(methods.get("grpo", aggregate="token_mean", beta_entropy=b), p)[0] for b in (0, 1)
+    problems.run(problems.get("grpo", aggregate="token_mean", beta_entropy=b), p)[0] for b in (0, 1)
   )
   used = p.trained & p.alive[..., None]
   np.testing.assert_allclose(plain - bonus, p.fields["entropy"][used].mean(), rtol=1e-5)

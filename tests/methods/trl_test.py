@@ -7,8 +7,6 @@ import numpy as np
 import problems
 import pytest
 
-from grpo_jax import methods
-
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "trl.json").read_text())
 
 CASES = {
@@ -55,7 +53,7 @@ def test_value_and_gradient_equal_those_of_trl(golden):
   expected, p = GOLDEN["cases"][golden], problem()
   if golden == "grpo_on_policy":
     p.fields["logp_old"] = p.fields["logp"]
-  loss, _, grad, *_ = problems.run(methods.get(name, **kwargs), p)
+  loss, _, grad, *_ = problems.run(problems.get(name, **kwargs), p)
   if name != "rloo":  # TRL writes -A ratio, here -A logp: one gradient, another value
     np.testing.assert_allclose(loss, expected["loss"], rtol=1e-5, atol=1e-6)
   shape = p.trained.shape
@@ -67,7 +65,7 @@ def test_value_and_gradient_equal_those_of_trl(golden):
 
 def test_on_policy_without_old_log_probabilities_equals_trl():
   p, expected = problem(), GOLDEN["cases"]["grpo_on_policy"]
-  method = methods.get("grpo")
+  method = problems.get("grpo")
   rollouts, batch, fwd, place = problems.lay_out(p, "flat")
   batch = batch.replace(logp_old=None)
   credit = method.credit((), rollouts, batch)

@@ -261,7 +261,7 @@ def flops(f, *shapes):
 
 
 def formula(rows, tokens, pairs):
-  """Card 59: multiplications and additions of matrices on `tokens`, and of `pairs` of tokens."""
+  """Paper 59: multiplications and additions of matrices on `tokens`, and of `pairs` of tokens."""
   c = BLOCK
   q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
   matrices = c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size)

@@ -86,13 +86,13 @@ def test_gaussian_density_integrates_to_one_and_its_entropy_is_the_integral():
 def test_samples_have_the_probabilities_that_are_scored():
   params, number = params_of(DISCRETE), 40_000
   x = jnp.broadcast_to(jnp.array([0.3, -1.0, 0.5]), (number, 3))
-  action = mlp.choose(DISCRETE, params, x, mlp.noise(DISCRETE, jax.random.key(2), (number,)))
+  action = mlp.choose_action(DISCRETE, params, x, mlp.noise(DISCRETE, jax.random.key(2), (number,)))
   assert action.dtype == jnp.int32
   every = jnp.arange(4, dtype=jnp.int32)
   p = np.exp(mlp.log_prob_and_entropy(DISCRETE, params, x[:4], every)[0])
   seen = np.bincount(np.asarray(action), minlength=4) / number
   assert np.all(np.abs(seen - p) < 5 * np.sqrt(p * (1 - p) / number) + 1e-9)
-  greedy = mlp.choose(DISCRETE, params, x[:1], jnp.zeros((1, 4)))
+  greedy = mlp.choose_action(DISCRETE, params, x[:1], jnp.zeros((1, 4)))
   assert int(greedy[0]) == int(np.argmax(p))
 
 
@@ -100,7 +100,7 @@ def test_gaussian_samples_have_the_mean_and_deviation_that_are_scored():
   params, number = params_of(GAUSSIAN), 40_000
   x = jnp.ones((number, 3))
   action = np.asarray(
-    mlp.choose(GAUSSIAN, params, x, mlp.noise(GAUSSIAN, jax.random.key(3), (number,)))
+    mlp.choose_action(GAUSSIAN, params, x, mlp.noise(GAUSSIAN, jax.random.key(3), (number,)))
   )
   std = np.exp([-0.7, 0.3])
   centre = np.asarray(mlp.policy(GAUSSIAN, params, x[:1]))[0]
@@ -135,7 +135,7 @@ def test_what_the_mask_excludes_reaches_neither_output_nor_gradient(config):
 
 @pytest.mark.parametrize(
   ("bad", "message"),
-  [({"activation": "gelu"}, "activation='gelu'"), ({"hidden": (0,)}, "at least 1")],
+  [({"activation": "gelu"}, "activation: unknown name 'gelu'"), ({"hidden": (0,)}, "at least 1")],
 )
 def test_bad_sizes_and_names_are_refused(bad, message):
   with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Experts: dispatch against float64 numpy, gates and losses against what cards 04 and 57 say."""
+"""Experts: dispatch against float64 numpy, gates and losses against what papers 04 and 57 say."""
 
 import functools
 import math
@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grpo_jax import methods
 from grpo_jax.core import contrastive
 from grpo_jax.errors import UserError
 from grpo_jax.models.moe import dispatch as moe_dispatch
@@ -147,13 +148,13 @@ def test_bias_changes_the_choice_and_no_weight():
 
 def test_a_constant_on_all_logits_changes_nothing():
   z = np.random.default_rng(4).normal(size=(10, 5)).astype(np.float32)
-  a, b = moe_gates.choose(z, 2), moe_gates.choose(z + 7, 2)
+  a, b = moe_gates.top_experts(z, 2), moe_gates.top_experts(z + 7, 2)
   np.testing.assert_array_equal(a, b)
   np.testing.assert_allclose(moe_gates.weigh(z, a), moe_gates.weigh(z + 7, a), atol=1e-6)
 
 
 def test_of_equal_logits_the_first_count():
-  np.testing.assert_array_equal(moe_gates.choose(jnp.zeros((1, 4)), 2), [[0, 1]])
+  np.testing.assert_array_equal(moe_gates.top_experts(jnp.zeros((1, 4)), 2), [[0, 1]])
 
 
 def test_a_whole_layer_split_over_devices_gives_what_one_device_gives():
@@ -243,7 +244,7 @@ def test_hard_routing_sends_a_sequence_to_one_choice_of_experts():
 
 
 def whole(seed=0):
-  """Parameters of a model with one layer with experts, as `update_key_gate` finds them."""
+  """Parameters of a model with one layer with experts, as T2MIR's `settle` finds them."""
   layer = {"moe": params_of(CONFIG, seed)}
   return {"layers": {"0": layer}, "key_gate": {"0": params_of(CONFIG, 9)["task"]["gate"]}}
 
@@ -254,7 +255,7 @@ def test_key_gate_has_no_gradient_and_the_task_gate_has():
     half, slow = params["layers"]["0"]["moe"], params["key_gate"]["0"]
     y, seen = moe.apply(CONFIG, half, u, act=ACT, key_gate=slow)
     r = seen.routes
-    return jnp.sum(y**2) + contrastive.pair_loss(r["q"], r["k"], r["contrast"])
+    return jnp.sum(y**2) + contrastive.info_nce(r["q"], r["k"], r["contrast"])
 
   grads = jit(jax.grad(loss))(whole() | {"scale": jnp.float32(1)})
   assert not any(np.any(g) for g in jax.tree.leaves(grads["key_gate"]))
@@ -271,10 +272,11 @@ def test_k_has_no_gradient_at_all():
 
 def test_key_gate_follows_the_task_gate_by_the_closed_form():
   tau, steps, params = 0.1, 5, whole()
+  settle = methods.get("t2mir", gate_rate=tau).settle
   fast = params["layers"]["0"]["moe"]["task"]["gate"]
   first = params["key_gate"]["0"]
   for _ in range(steps):  # theta fixed: theta' = (1 - tau)^n theta'_0 + (1 - (1 - tau)^n) theta
-    params = moe.update_key_gate(params, tau)
+    params = settle(params, params)
   left = (1 - tau) ** steps
   for name in ("w1", "w2"):
     expected = left * first[name] + (1 - left) * fast[name]
@@ -287,7 +289,8 @@ def test_key_gate_of_moving_parameters_is_their_weighted_sum():
   expected = (1 - tau) ** 3 * start
   for n, seed in enumerate((1, 2, 3)):
     fast = params_of(CONFIG, seed)
-    params = moe.update_key_gate({**params, "layers": {"0": {"moe": fast}}}, tau)
+    moved = {"layers": {"0": {"moe": fast}}, "key_gate": {"0": "what an optimizer made of it"}}
+    params = methods.get("t2mir", gate_rate=tau).settle(moved, params)
     expected = expected + tau * (1 - tau) ** (2 - n) * fast["task"]["gate"]["w1"]
   np.testing.assert_allclose(params["key_gate"]["0"]["w1"], expected, rtol=0, atol=1e-5)
 
@@ -297,7 +300,7 @@ def test_key_gates_start_as_copies_and_models_without_them_pass_through():
   gates = moe.init_key_gates(layers)
   assert set(gates) == {"0"}
   np.testing.assert_array_equal(gates["0"]["w1"], layers["0"]["moe"]["task"]["gate"]["w1"])
-  assert moe.update_key_gate({"layers": {}}) == {"layers": {}}
+  assert methods.get("t2mir").settle({"layers": {}}, {}) == {"layers": {}}
 
 
 # ---- sizes ---------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ def test_one_expert_is_a_dense_layer():
     ({"experts": 1}, "moe.experts"),
     ({"task_experts": -1}, "moe.task_experts"),
     ({"top_k": 0}, "moe.top_k"),
-    ({"hidden": 0}, "moe.top_k"),
+    ({"hidden": 0}, "moe.hidden"),
     ({"dispatch": "capacity"}, "moe.dispatch"),
   ],
 )

@@ -32,7 +32,7 @@ def played(interval):
 
 
 def cuts(batch, row, plan):
-  """Columns where a segment of the row begins, by the card."""
+  """Columns where a segment of the row begins, by the definition."""
   unsure = [
     t
     for t in range(batch.tokens.shape[1])

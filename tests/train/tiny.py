@@ -58,7 +58,7 @@ def save_model(folder: Path, config: ModelConfig = CONFIG, scale: float = 8.0) -
 
 def make_config(model: Path | str, **changes) -> ConfigDict:
   """changes: {"batch.group": 4, ...} as keyword arguments with dots."""
-  c = common.base()
+  c = common.language_model()
   c.model = str(model)
   c.steps = 4
   c.data = {

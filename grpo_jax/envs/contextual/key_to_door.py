@@ -5,9 +5,9 @@ that ends on the door, once; then nothing is left to earn, and the horizon ends 
 all n^4 pairs of cells (key = door is one of them), shuffled with seed 0, 80 to 20.
 
 "Algorithm Distillation" (arXiv:2210.14215): n = 9, horizon 50, and only the cell is seen (recalled;
-no card of ours has it). With shown=True, the default, whether one has the key is seen too, without
-which the label would not be a function of what is seen. Contexts and queries are our reading,
-after DPT's for Darkroom: uniform cells, with the key or without, the door still closed.
+no paper of the list has it). With shown=True, the default, whether one has the key is seen too,
+without which the label would not be a function of what is seen. Contexts and queries are our
+reading, after DPT's for Darkroom: uniform cells, with the key or without, the door still closed.
 
 Label: a shortest path to the key, then to the door, first along x; at an open door, stay.
 """

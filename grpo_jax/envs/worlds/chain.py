@@ -7,7 +7,7 @@ place; `format`, whether the answer has its form.
 
 Chance: with V symbols, sum over the s tokens before "=" of ((V-2)/V)^s V^-3. Best: 1.
 With modulus 2 and slack 0 there are few enough answers to enumerate the value of every prefix
-(cards 05, 16, 75).
+(papers 05, 16, 75).
 """
 
 import jax.numpy as jnp

@@ -5,7 +5,7 @@ Tokens: `kinds` letters, "[", "]", ">". The prompt is `length` letters with "[",
 letters between the marks and STOP. Reward: 1 for exactly those. Parts: `right`, the share of them
 that stand in their place.
 
-Chance: V^-(span+1). Best: 1. For long prompts that many answers share (cards 32, 59).
+Chance: V^-(span+1). Best: 1. For long prompts that many answers share (papers 32, 59).
 """
 
 import string

@@ -8,7 +8,7 @@ Parts: `valid`; `close`, 1 / (1 + |value - target|) of a valid program, else 0.
 
 Chance: V^-2n times the mean number of right programs of a problem, which was counted over all
 programs of all problems (_RIGHT; of 4000 problems for 5 numbers; the test repeats it for 2 and 3).
-Best: 1. For cards 05, 29, 63.
+Best: 1. For papers 05, 29, 63.
 """
 
 import jax

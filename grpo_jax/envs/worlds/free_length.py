@@ -7,12 +7,12 @@ Tokens: numbers, "+" or "|", "=", "#", ">". An answer is any tokens but ">", amo
 long it is, so answers may be short, long, looping or cut off by the budget, and a method may shape
 what it likes with the parts, which are taken over the tokens before STOP:
   `length`  their share of the budget;
-  `loop`    the share that lies inside a loop at the end (card 01): for the largest period p with c
+  `loop`    the share that lies inside a loop at the end (paper 01): for the largest period p with c
             copies in a row up to the last token, c >= 2, it is p c / tokens; else 0;
-  `repeat`  the share that lies in a run of three tokens that occurs more than once (card 31).
+  `repeat`  the share that lies in a run of three tokens that occurs more than once (paper 31).
 
 Chance: with V symbols, the mean over n, and sum over s tokens before ">", of V^-3 times the
-probability that they hold neither STOP nor ">" but n "#". Best: 1. For cards 01, 25, 31 (need 0)
+probability that they hold neither STOP nor ">" but n "#". Best: 1. For papers 01, 25, 31 (need 0)
 and 74 (need above 0: the length that an answer must have differs between prompts).
 """
 
@@ -27,7 +27,7 @@ _FIRST = 2
 
 
 def loop_share(written, count):
-  """Card 01's f of written[:count]; counted from the end, so that loops are prefixes."""
+  """Paper 01's f of written[:count]; counted from the end, so that loops are prefixes."""
   size = written.shape[0]
   place = jnp.arange(size)
   back = written[jnp.maximum(count - 1 - place, 0)]

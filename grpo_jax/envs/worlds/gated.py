@@ -15,7 +15,7 @@ prompt, and only demonstrations teach them; the more is shown, the more explorat
 Parts: `easy`, `hard`, `hopeless`, the reward in that family; `styled`, whether "~" comes first.
 
 Chance: (1 + 1/V) (easy V^-2 + (1-easy) V^-(depth+1)). Best on fresh prompts, exactly:
-easy + hard + hopeless kinds^-depth. For cards 63, 56, 65, 72.
+easy + hard + hopeless kinds^-depth. For papers 63, 56, 65, 72.
 """
 
 import string

@@ -5,11 +5,11 @@ Tokens: the coordinates 0..size-1, `colours` colours A.., "?". The prompt is the
 have others at random. Coordinates count from the left (x) and from the top (y).
   task "point": the answer is x y, or up to `points` candidates x y x y .., then STOP. Reward: 1 if
     the first point lies in the box. Parts: `hit`, the reward; `any`, some point lies in it; `rank`,
-    that of the first that does, 0 if none; `count` of candidates; `format`. Card 13's reward is
+    that of the first that does, 0 if none; `count` of candidates; `format`. Paper 13's reward is
     1/sqrt(count rank) or -1/count, from these.
   task "box": the answer is x1 y1 x2 y2, both corners inside, then STOP. Reward: IoU with the box in
     cells, 0 unless x1 <= x2 and y1 <= y2. Correct: the box itself. Parts: `hit`, IoU of 1/2 and
-    more; `iou`; `format` (cards 15, 20).
+    more; `iou`; `format` (papers 15, 20).
 
 Chance: V^-5 for a box; for points E[area] V^-3 sum over c < points of (size/V)^2c, with
 E[area] = ((largest + 1) / 2)^2. Best: 1.

@@ -11,7 +11,7 @@ the key, the last move or STOP ends the episode. Reward: 1 if the door was opene
 Chance: exact, from the chances of reaching a cell from any other in any number of moves. Best: 1;
 enough moves are demanded: 4 (size-1) if shown; if hidden, so many that one can walk to a corner,
 through all cells and back to the door, size^2 - 1 + 3 (size-1). The solution knows the cells, so
-where they are hidden it is a demonstration that the policy cannot follow by itself. For cards 03,
+where they are hidden it is a demonstration that the policy cannot follow by itself. For papers 03,
 29, 53, 77.
 """
 

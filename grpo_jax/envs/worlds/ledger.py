@@ -9,12 +9,12 @@ episode, and so does a reading in the last of the `turns` turns. Reward: 1 for t
 `turn_reward`: 1/(asked+1) for the first reading of each asked name and for the right sum.
 Parts: `asked`, how many asked names were read; `reports`, how many reports were written.
 
-The world does not forget. Whoever plays it with a window (card 03) shows the policy the prompt, the
-last report and the last result, which `Next.turn` delimits; then the sum must pass through reports.
-Solutions report the sum so far wherever there is one.
+The world does not forget. Whoever plays it with a window (paper 03) shows the policy the prompt,
+the last report and the last result, which `Next.turn` delimits; then the sum must pass through
+reports. Solutions report the sum so far wherever there is one.
 
 Chance: (1+q)/V^2 sum over t < turns of ((1+q) facts / V^2)^t with the chance of a report after "[",
-q = sum over w <= report of ((V-2)/V)^w / V^2. Best: 1. For cards 03, 06, 09.
+q = sum over w <= report of ((V-2)/V)^w / V^2. Best: 1. For papers 03, 06, 09.
 """
 
 import string

@@ -7,7 +7,7 @@ most `calls` calls. Reward: 1 for the right answer. `turn_reward`: 1/(hops+1) fo
 tells the next link of the path and for the right answer, which sum to 1 in the best episode. Parts:
 `calls`; `links`, how many links of the path were told in their order.
 
-Chance: with V symbols, V^-2 sum over c <= calls of (keys / V^2)^c. Best: 1. For cards 20, 24, 53,
+Chance: with V symbols, V^-2 sum over c <= calls of (keys / V^2)^c. Best: 1. For papers 20, 24, 53,
 85: the oracle label of a useful call is `turn_reward` > 0.
 """
 

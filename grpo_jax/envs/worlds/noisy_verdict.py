@@ -6,10 +6,10 @@ verdict: the truth, flipped with probability `flip`. The flip is drawn from a se
 and from (x, y), so the same answer to the same problem always gets the same verdict; an answer of
 another form is never flipped and gets 0.
 Parts: `format`; `class`, m x + y of an answer of that form, else -1: its class for methods that
-compare answers (card 65).
+compare answers (paper 65).
 
-Chance: m V^-3. Best reward of a policy that does not know the flips: max(flip, 1 - flip). For cards
-56, 65.
+Chance: m V^-3. Best reward of a policy that does not know the flips: max(flip, 1 - flip). For
+papers 56, 65.
 """
 
 import jax

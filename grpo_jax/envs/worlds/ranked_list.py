@@ -3,13 +3,12 @@
 Tokens: `letters` letters, `items` marks 0.., ":", ">". An item is a letter and a mark, and no two
 items share a mark. The prompt is two different letters, ":", the items, ">". Items with the first
 letter have relevance 2 (there is at least one), those with the second 1, all others 0; the fewer
-letters, the more items are relevant. The answer is
-`ranks` lines of two tokens, best item first; a world of turns, where turn k is line k and the
-episode ends by itself after the last line (or by STOP). A line that is no shown item, or one listed
-before, counts 0. Reward: NDCG = sum_k rel_k / log2(k+1) divided by its greatest value.
-`turn_reward`: rel_k / 2, the part that rank k alone causes; DCG of the ranks from k on follows from
-it (card 58). Correct: every line is a new item and the relevances are those of a best list. Parts:
-`lines`, the share of valid lines.
+letters, the more items are relevant. The answer is `ranks` lines of two tokens, best item first; a
+world of turns, where turn k is line k and the episode ends by itself after the last line (or by
+STOP). A line that is no shown item, or one listed before, counts 0. Reward: NDCG = sum_k rel_k /
+log2(k+1) divided by its greatest value. `turn_reward`: rel_k / 2, the part that rank k alone
+causes; DCG of the ranks from k on follows from it (paper 58). Correct: every line is a new item and
+the relevances are those of a best list. Parts: `lines`, the share of valid lines.
 
 Chance: the mean number of best lists, over the letters of the other items (each equally likely),
 times V^(-2 ranks). Best: 1.

@@ -5,7 +5,7 @@ many letters and STOP. Reward: 1 for exactly the right ones. Parts: `right`, the
 letters that stand in their place.
 
 Chance: the mean over lengths n of V^-(n+1). Best: 1. The simplest world whose answers have inner
-structure (cards 10, 59) and, with `shortest`, prompts of several lengths.
+structure (papers 10, 59) and, with `shortest`, prompts of several lengths.
 """
 
 import string

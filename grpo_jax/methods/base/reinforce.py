@@ -27,4 +27,4 @@ def make(*, baseline: str = "batch", aggregate: str = "rollout_sum") -> Method:
       adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
     )
 
-  return Method(credit=credit, loss=objectives.score().loss)
+  return Method(credit=credit, loss=objectives.score_function().loss)

@@ -26,5 +26,7 @@ def make(*, beta_kl: float = 0.0, aggregate: str = "rollout_sum") -> Method:
     )
 
   return Method(
-    credit=credit, loss=objectives.score().loss, needs=("logp_old", "ref") if beta_kl else ()
+    credit=credit,
+    loss=objectives.score_function().loss,
+    needs=("logp_old", "ref") if beta_kl else (),
   )

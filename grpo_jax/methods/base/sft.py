@@ -19,4 +19,4 @@ def make(*, aggregate: str = "token_mean") -> Method:
       adv=units.of_owner(adv, batch), weight=weights.aggregate(aggregate, batch, rollouts)
     )
 
-  return Method(credit=credit, loss=objectives.score().loss, plan=Fixed())
+  return Method(credit=credit, loss=objectives.score_function().loss, plan=Fixed())

@@ -99,7 +99,7 @@ def _inner(a: Float[Array, "N q k"], b: Float[Array, "N k d"]) -> Float[Array, "
 # ---- a few queries -------------------------------------------------------------------------------
 
 
-def last(
+def at_last(
   q: Float[Array, "N 1 d"], k: Float[Array, "N L d"], v: Float[Array, "N L d"]
 ) -> Float[Array, "N 1 d"]:
   """What `causal` gives at the last query."""

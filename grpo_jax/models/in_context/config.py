@@ -11,7 +11,7 @@ ACTIVATIONS = ("gelu", "leaky_relu")
 
 @dataclasses.dataclass(frozen=True)
 class InContextConfig:
-  """Sizes. The defaults are DPT's (card 27); T2MIR's differ by environment (card 04).
+  """Sizes. The defaults are DPT's (paper 27); T2MIR's differ by environment (paper 04).
 
   modalities: widths of the token kinds, as (S, A, 1) for states, actions and rewards; () is one
   kind. The first `lead` tokens are of kind 0 (T2MIR-DPT's query state), then the kinds take turns.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from grpo_jax.models.decoder import linear
 from grpo_jax.models.in_context.config import InContextConfig
 from grpo_jax.models.moe import layer as moe
-from grpo_jax.models.moe.gates import uniform
+from grpo_jax.models.moe.gates import uniform_weights
 
 Params = dict[str, Any]
 _EPS = 1e-5
@@ -48,7 +48,10 @@ def init(config: InContextConfig, key: Array) -> Params:
 
 def _init_linear(key, inputs, outputs, names=("w", "b")):
   w, b = jax.random.split(key)
-  return {names[0]: uniform(w, (inputs, outputs), inputs), names[1]: uniform(b, (outputs,), inputs)}
+  return {
+    names[0]: uniform_weights(w, (inputs, outputs), inputs),
+    names[1]: uniform_weights(b, (outputs,), inputs),
+  }
 
 
 def _init_embed(config, key):
@@ -127,7 +130,9 @@ def _embedder(config: InContextConfig, params: Params, x: Array) -> Array:
   return affine(activation(config)(x), params["w2"], params["b2"])
 
 
-def embed(config: InContextConfig, params: Params, x, place, position) -> Float[Array, "B L d"]:
+def embed_vectors(
+  config: InContextConfig, params: Params, x, place, position
+) -> Float[Array, "B L d"]:
   """place i32[L]: index in the sequence, which decides the kind; position i32[L] or [B, L]."""
   if config.modalities:
     steps = jnp.maximum(place - config.lead, 0) % len(config.modalities)
@@ -168,10 +173,10 @@ def after_attention(config: InContextConfig, layer: Params, h, mixed) -> Float[A
   return h + (norm(x, layer["attention_norm"]) if config.attention_norm else x)
 
 
-def dense(config: InContextConfig, layer: Params, u) -> Float[Array, "B L d"]:
+def feed_forward(config: InContextConfig, layer: Params, u) -> Float[Array, "B L d"]:
   x = activation(config)(affine(u, layer["up"], layer["up_bias"]))
   return affine(x, layer["down"], layer["down_bias"])
 
 
-def head(params: Params, h) -> Array:
+def outputs_of(params: Params, h) -> Array:
   return affine(norm(h, params["norm"]), params["head"]["w"], params["head"]["b"])

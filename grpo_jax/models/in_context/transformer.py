@@ -1,4 +1,4 @@
-"""A GPT-2 over vectors: the transformer of in-context RL (cards 27 DPT, 04 T2MIR), pure functions.
+"""A GPT-2 over vectors: the transformer of in-context RL (papers 27 DPT, 04 T2MIR), pure functions.
 
 Pre-norm blocks with LayerNorm and biases, causal attention, a linear head at every token. Sequences
 are what the paper makes them: DPT's transitions as one token each, or states, actions and rewards
@@ -60,19 +60,19 @@ def apply(
     if size > config.positions and not config.sinusoidal:
       raise UserError(f"positions={config.positions}: the sequence has {size} tokens; give more")
     position = jnp.arange(size, dtype=jnp.int32)
-  h = layers.embed(config, params, x, jnp.arange(size, dtype=jnp.int32), position)
+  h = layers.embed_vectors(config, params, x, jnp.arange(size, dtype=jnp.int32), position)
   seen = []
   for i in range(config.layers):
     layer = params["layers"][str(i)]
     q, k, v = layers.qkv(config, layer, h)
     whole = config.moe is not None and config.moe.hard and i in config.experts_at
     if last and i == config.layers - 1 and not whole:
-      h = layers.after_attention(config, layer, h[:, -1:], attention.last(q[:, -1:], k, v))
+      h = layers.after_attention(config, layer, h[:, -1:], attention.at_last(q[:, -1:], k, v))
     else:
       h = layers.after_attention(config, layer, h, attention.causal(q, k, v))
     u = layers.norm(h, layer["norm2"])
     if i not in config.experts_at:
-      h = h + layers.dense(config, layer, u)
+      h = h + layers.feed_forward(config, layer, u)
       continue
     assert config.moe is not None
     y, one = moe.apply(
@@ -88,7 +88,7 @@ def apply(
     )
     h = h + y
     seen.append(one)
-  outputs = layers.head(params, h[:, -1:] if last else h)
+  outputs = layers.outputs_of(params, h[:, -1:] if last else h)
   if last or not seen:
     return Out(outputs=outputs)
   total = jax.tree.map(lambda *values: jnp.stack(values), *seen)
@@ -145,7 +145,7 @@ def extend(
   """
   size = x.shape[1]
   place = cache.length + jnp.arange(size, dtype=jnp.int32)
-  h = layers.embed(config, params, x, place, place if position is None else position)
+  h = layers.embed_vectors(config, params, x, place, place if position is None else position)
   keys, values, total = [], [], list(cache.total)
   for i in range(config.layers):
     layer = params["layers"][str(i)]
@@ -157,7 +157,7 @@ def extend(
     h = layers.after_attention(config, layer, h, attention.cached(q, k, v, cache.length))
     u = layers.norm(h, layer["norm2"])
     if i not in config.experts_at:
-      h = h + layers.dense(config, layer, u)
+      h = h + layers.feed_forward(config, layer, u)
       continue
     assert config.moe is not None
     m, pooled = config.experts_at.index(i), None
@@ -169,7 +169,7 @@ def extend(
     h = h + y
   length = cache.length + size
   new = Cache(k=tuple(keys), v=tuple(values), length=length, total=tuple(total))
-  return layers.head(params, h), new
+  return layers.outputs_of(params, h), new
 
 
 def _at(arrays: Mapping[str, Array] | None, m: int) -> dict[str, Array] | None:

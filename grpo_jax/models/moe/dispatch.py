@@ -13,7 +13,7 @@ jax 0.10 compiles ragged_dot to a grouped product for TPUs alone. For CPUs and G
 product with all E matrices over E copies of the rows, k times the work of `dense`; so does a TPU's
 gradient by the matrices, which is therefore made from blocks here. On two CPU cores and at T2MIR's
 sizes a training step of the layer takes, in units of `blocks`: dense 1.7 to 4, ragged 3 to 5, and
-one-hot dispatch into buffers of a fixed capacity (card 57, 1952 tokens) 9.
+one-hot dispatch into buffers of a fixed capacity (paper 57, 1952 tokens) 9.
 """
 
 import functools
@@ -36,10 +36,10 @@ DEFAULT = {"tpu": "ragged"}  # elsewhere blocks
 def init(key: Array, experts: int, width: int, hidden: int, out: int) -> Experts:
   keys = jax.random.split(key, 4)
   return {
-    "up": gates.uniform(keys[0], (experts, width, hidden), width),
-    "up_bias": gates.uniform(keys[1], (experts, hidden), width),
-    "down": gates.uniform(keys[2], (experts, hidden, out), hidden),
-    "down_bias": gates.uniform(keys[3], (experts, out), hidden),
+    "up": gates.uniform_weights(keys[0], (experts, width, hidden), width),
+    "up_bias": gates.uniform_weights(keys[1], (experts, hidden), width),
+    "down": gates.uniform_weights(keys[2], (experts, hidden, out), hidden),
+    "down_bias": gates.uniform_weights(keys[3], (experts, out), hidden),
   }
 
 
@@ -66,7 +66,7 @@ def run(
 
 def dense(params: Experts, u, expert, weight, act: Act) -> Float[Array, "N o"]:
   experts, width, hidden = params["up"].shape
-  share = gates.spread(expert, weight, experts)  # [N, E]
+  share = gates.placed(expert, weight, experts)  # [N, E]
   up = params["up"].transpose(1, 0, 2).reshape(width, experts * hidden)
   x = act(u @ up + params["up_bias"].reshape(1, -1)).reshape(-1, experts, hidden)
   x = (x * share[..., None]).reshape(-1, experts * hidden)

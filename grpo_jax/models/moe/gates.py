@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and with what weight (card 04, T2MIR). Everything is float32.
+"""Which experts a token goes to, and with what weight (paper 04, T2MIR). Everything is float32.
 
 A gate net is g(u) = W2 tanh(W1 u), R^d -> R^E, without biases.
 """
@@ -13,7 +13,7 @@ NOISE_FLOOR = 0.01  # epsilon of sigma
 Gate = dict[str, Array]
 
 
-def uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+def uniform_weights(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): how the authors' linear maps start."""
   bound = 1 / math.sqrt(fan_in)
   return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
@@ -23,12 +23,12 @@ def init(key: Array, width: int, experts: int) -> Gate:
   """w1 [d, E] and w2 [E, E]."""
   first, second = jax.random.split(key)
   return {
-    "w1": uniform(first, (width, experts), width),
-    "w2": uniform(second, (experts, experts), experts),
+    "w1": uniform_weights(first, (width, experts), width),
+    "w2": uniform_weights(second, (experts, experts), experts),
   }
 
 
-def logits(gate: Gate, u: Float[Array, "... d"]) -> Float[Array, "... E"]:
+def gate_logits(gate: Gate, u: Float[Array, "... d"]) -> Float[Array, "... E"]:
   return jnp.tanh(u @ gate["w1"]) @ gate["w2"]
 
 
@@ -37,12 +37,12 @@ def deviation(noise: Float[Array, "d E"], u: Float[Array, "N d"]) -> Float[Array
   return jax.nn.softplus(u @ noise) + NOISE_FLOOR
 
 
-def choose(
+def top_experts(
   z: Float[Array, "N E"], k: int, bias: Float[Array, " E"] | None = None
 ) -> Int[Array, "N k"]:
   """The experts with the k largest z + bias, the largest first; of equal ones the first counts.
 
-  The bias changes the choice and no weight (card 57): -inf shuts an expert out, but k experts
+  The bias changes the choice and no weight (paper 57): -inf shuts an expert out, but k experts
   must stay.
   """
   z = jax.lax.stop_gradient(z)
@@ -54,7 +54,7 @@ def weigh(z: Float[Array, "N E"], expert: Int[Array, "N k"]) -> Float[Array, "N 
   return jax.nn.softmax(jnp.sum(one_hot(expert, z.shape[1]) * z[:, None], axis=-1), axis=-1)
 
 
-def spread(
+def placed(
   expert: Int[Array, "N k"], weight: Float[Array, "N k"], experts: int
 ) -> Float[Array, "N E"]:
   """The weights at their experts' places, 0 elsewhere."""

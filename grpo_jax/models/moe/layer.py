@@ -1,4 +1,4 @@
-"""The feed-forward layer of T2MIR (card 04): token-wise and task-wise experts, side by side.
+"""The feed-forward layer of T2MIR (paper 04): token-wise and task-wise experts, side by side.
 
   y = concat(MoE_token(u), MoE_task(u)), each R^d -> R^(d/2), or one of them R^d -> R^d.
 
@@ -142,14 +142,14 @@ def apply(
       noisy = z = _task_logits(config, half["gate"], u, pooled)
     recorded = routes.get(f"{name}_expert")
     if recorded is None:
-      expert = moe_gates.choose(noisy, config.top_k, bias.get(name))
+      expert = moe_gates.top_experts(noisy, config.top_k, bias.get(name))
     else:
       expert = recorded.reshape(-1, config.top_k)
     weight = moe_gates.weigh(noisy, expert)
     experts = half["experts"]
     y = moe_mesh.run(where, experts, flat, expert, weight, act, config.dispatch)
     parts.append(y.reshape(*u.shape[:-1], -1))
-    gate = moe_gates.spread(expert, weight, z.shape[1])
+    gate = moe_gates.placed(expert, weight, z.shape[1])
     if name == "token":
       shift = bias.get(name)
       balance = _balance(gate, z, noisy, sigma, config.top_k, shift)
@@ -162,7 +162,7 @@ def apply(
 
 def _token_logits(half, flat, key):
   """(logits, logits with noise, its standard deviation or None where there is no noise)."""
-  z = moe_gates.logits(half["gate"], flat)
+  z = moe_gates.gate_logits(half["gate"], flat)
   if key is None or "noise" not in half:
     return z, z, None
   sigma = moe_gates.deviation(half["noise"], flat)
@@ -172,8 +172,8 @@ def _token_logits(half, flat, key):
 def _task_logits(config, gate, u, pooled) -> Float[Array, "N E"]:
   """One row a token; hard routing repeats that of the mean token."""
   if not config.hard:
-    return moe_gates.logits(gate, u.reshape(-1, u.shape[-1]))
-  z = moe_gates.logits(gate, jnp.mean(u, axis=1) if pooled is None else pooled)
+    return moe_gates.gate_logits(gate, u.reshape(-1, u.shape[-1]))
+  z = moe_gates.gate_logits(gate, jnp.mean(u, axis=1) if pooled is None else pooled)
   return jnp.repeat(z, u.shape[1], axis=0)
 
 
@@ -209,16 +209,3 @@ def init_key_gates(layers: Mapping[str, Params]) -> Params:
     for name, layer in layers.items()
     if "task" in layer.get("moe", {})
   }
-
-
-def update_key_gate(params: Params, tau: float = 0.005) -> Params:
-  """theta' <- tau theta + (1 - tau) theta' after an optimizer step; theta' = params["key_gate"].
-
-  theta' has gradient 0, but an optimizer's weight decay would shrink it all the same: mask it
-  there. Parameters without task experts come back unchanged.
-  """
-  if "key_gate" not in params:
-    return params
-  now = {name: params["layers"][name]["moe"]["task"]["gate"] for name in params["key_gate"]}
-  mix = lambda slow, fast: slow + tau * (fast - slow)
-  return params | {"key_gate": jax.tree.map(mix, params["key_gate"], now)}

@@ -1,5 +1,5 @@
 """Posterior sampling with the exact posterior: the best that a Decision-Pretrained Transformer can
-be (card 27), and so what its returns on Darkroom are to be read against.
+be (paper 27), and so what its returns on Darkroom are to be read against.
 
 Of K equally likely tasks those remain whose every next state and reward are the ones in the
 context. Each action is the optimal one of a task drawn anew from them, with the context frozen

@@ -63,7 +63,7 @@ function wholeTicks(low, high, count) {
    stack, always}. `always` keeps a key with every series' value below the title. */
 function chart(host, spec) {
   const read = el("span", { class: "read" });
-  const box = el("div", { class: "chart " + (spec.bare ? "" : "card") });
+  const box = el("div", { class: "chart " + (spec.bare ? "" : "panel") });
   const top = el("div", { class: "top" }, el("h3", {}, spec.title), read);
   const key = el("div", { class: "key" });
   const first = spec.series[0].y.find(known);
@@ -170,7 +170,7 @@ function line(c, s) {
     c.plot.append(svg("path", { d: path(soft), ...stroke, "stroke-width": 2 }));
   }
   if (c.spec.dots || pts.length === 1)
-    for (const p of pts) c.plot.append(svg("circle", { cx: c.px(p[0]), cy: c.py(p[1]), r: 3.5, fill: s.color, stroke: "var(--card)", "stroke-width": 1.5 }));
+    for (const p of pts) c.plot.append(svg("circle", { cx: c.px(p[0]), cy: c.py(p[1]), r: 3.5, fill: s.color, stroke: "var(--panel)", "stroke-width": 1.5 }));
 }
 function ends(c, x) {
   const tags = c.spec.series.map((s) => ({ s, y: c.py(s.y.filter(known).at(-1) ?? 0) })).sort((a, b) => a.y - b.y);
@@ -219,7 +219,7 @@ function show(c, step) {
   const x = c.px(spec.x[i]);
   c.cursor.append(svg("line", { x1: x, x2: x, y1: 6, y2: (spec.height || 150) - 20, stroke: "var(--soft)", "stroke-dasharray": "2 3" }));
   if (!spec.stack) for (const s of spec.series) if (known(s.y[i]))
-    c.cursor.append(svg("circle", { cx: x, cy: c.py(s.y[i]), r: 4, fill: s.color, stroke: "var(--card)", "stroke-width": 2 }));
+    c.cursor.append(svg("circle", { cx: x, cy: c.py(s.y[i]), r: 4, fill: s.color, stroke: "var(--panel)", "stroke-width": 2 }));
 }
 
 const T = run.train;
@@ -262,7 +262,7 @@ function curves() {
     chart(more, { title: "Held-out " + name.replace("eval_", ""), why: "Evaluation", x: run.evals.step, format: share ? pct : num, dots: 1,
       zero: share, unit: share, series: [{ name, y, color: color(0) }] });
   }
-  if (!main.children.length) main.replaceWith(el("p", { class: "card hint" }, "No training metrics were recorded."));
+  if (!main.children.length) main.replaceWith(el("p", { class: "panel hint" }, "No training metrics were recorded."));
   if (!more.children.length) document.getElementById("more").remove();
 }
 function hero() {
@@ -301,7 +301,7 @@ const view = { step: 0, group: 0, by: "adv", sort: false };
 
 function viewer() {
   const host = document.getElementById("viewer");
-  if (!run.rollouts.length) { host.append(el("p", { class: "card hint" }, "No rollouts were recorded.")); return; }
+  if (!run.rollouts.length) { host.append(el("p", { class: "panel hint" }, "No rollouts were recorded.")); return; }
   view.step = run.rollouts.length - 1;
   const steps = el("select", { "aria-label": "Update", onchange: (e) => { view.step = +e.target.value; fill(); } },
     run.rollouts.map((r, i) => el("option", { value: i }, "update " + r.step)));
@@ -312,7 +312,7 @@ function viewer() {
   const seg = el("div", { class: "seg", role: "radiogroup", "aria-label": "Colour tokens by" }, Object.entries(QUANTITIES).map(([k, q]) =>
     el("label", {}, el("input", { type: "radio", name: "by", value: k, onchange: () => { view.by = k; render(); } }), q.name)));
   const sort = el("input", { type: "checkbox", onchange: (e) => { view.sort = e.target.checked; render(); } });
-  const legend = el("div", { class: "legend" }), body = el("div", { class: "card samples" });
+  const legend = el("div", { class: "legend" }), body = el("div", { class: "panel samples" });
   host.append(el("div", { class: "bar" }, el("label", {}, "Update", el("div", { class: "row" }, steps, back, next)),
     el("label", {}, "Prompt", el("div", {}, prompts)), el("div", {}, el("label", {}, "Colour by"), seg), legend,
     el("label", { class: "check" }, sort, " sort by reward")), body);

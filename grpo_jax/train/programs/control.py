@@ -170,7 +170,7 @@ def make_collect(env: Control, config: MLPConfig, sizes: Sizes):
   def collect(params, live: Live, key: Array) -> tuple[Live, Steps]:
     def act(live: Live, drawn):
       noise, keys, fresh = drawn
-      action = mlp.choose(config, params, live.observation, noise)
+      action = mlp.choose_action(config, params, live.observation, noise)
       now = jax.vmap(env.step)(live.state, action, keys, fresh)
       total = live.total + now.reward
       ended = now.terminated | now.truncated
@@ -244,7 +244,7 @@ def make_evaluate(env: Control, config: MLPConfig, sizes: Sizes):
     def act(carry, key):
       state, observation, total, playing = carry
       still = jnp.zeros((envs, config.actions))
-      action = mlp.choose(config, params, observation, still)
+      action = mlp.choose_action(config, params, observation, still)
       now = jax.vmap(env.step)(state, action, jax.random.split(key, envs))
       total = total + jnp.where(playing, now.reward, 0)
       playing = playing & ~(now.terminated | now.truncated)
