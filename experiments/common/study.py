@@ -129,8 +129,20 @@ class Cell:
 
   @property
   def program(self) -> str:
-    """Equal for cells that one program runs: those that differ in the learning rate only."""
-    return _digest({k: v for k, v in self.spec.items() if k != "lr"})
+    """Equal for cells that the same programs run: those that differ in the learning rate and in
+    the number of updates only. A study may change what an arm's method is given (`alter`), so arms
+    share none."""
+    plan = {k: v for k, v in self.spec["plan"].items() if k != "updates"}
+    return _digest(
+      {k: v for k, v in self.spec.items() if k != "lr"} | {"plan": plan, "arm": self.arm}
+    )
+
+  @property
+  def exam(self) -> str:
+    """Equal for cells whose policies take the same exam."""
+    fields = ("heldout", "eval_temperature", "problems", "split", "world_seed")
+    plan = {k: v for k, v in self.spec["plan"].items() if k in fields}
+    return _digest({"world": self.spec["world"], "params": self.spec["params"], "plan": plan})
 
   @property
   def file(self) -> str:

@@ -359,7 +359,7 @@ def test_a_study_leaves_its_evidence_and_the_same_command_runs_nothing_again(
   assert kept["scale"]["parameters"] > 1000 and kept["scale"]["tokens"] > 4
   from experiments.common import fused_runs
 
-  monkeypatch.setattr(fused_runs, "compiled", pytest.fail)
+  monkeypatch.setattr(fused_runs.Programs, "run", pytest.fail)
   claim.test(c, tmp_path / "run", tmp_path / "out", lines.append)
   again = json.loads((tmp_path / "out/verdict.json").read_text())
   assert again["history"] == kept["history"] and again["found"] == kept["found"]
