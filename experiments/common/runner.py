@@ -126,13 +126,16 @@ class Runner:
       before = time.monotonic()
       state, curves = jax.block_until_ready(self.programs[cell.program](seeds, rates, start[0]))
       seconds = (time.monotonic() - before) / len(full)
+      # On the host: slices of what lies on several devices are programs that wait for each other,
+      # and many at once wait for ever.
+      *found, steps = jax.device_get((state, start[0], curves, start[1]))
       out = []
       for i, (_, seed) in enumerate(part):
-        one = jax.tree.map(lambda x, i=i: x[i], (state, start[0], curves))
+        one = jax.tree.map(lambda x, i=i: x[i], found)
         numbers = fused_runs.numbers(one[2], world, plan)
         if probe is not None and seed < TUNE:
           numbers |= self._probed(cell, probe(one[0], one[1], seed))
-        warm = int(start[1][i])
+        warm = int(steps[i])
         out.append({"seed": seed, "seconds": seconds, "warm_steps": warm, "numbers": numbers})
       return out
 
