@@ -42,6 +42,7 @@ class Programs:
     in which they wait for each other."""
     pieces = fused.make_pieces(*(found := parts(cell, self.module)))
     plan, none = found[2], np.zeros(len(seeds), np.int32)
+    warm: Any = none
     begin = lambda seed, params: pieces.begin(seed, params)[:2]
     one = lambda seed, lr, index, state, reference: pieces.stretch(
       state, reference, seed, lr, index
@@ -61,7 +62,7 @@ class Programs:
       after.append(held(state))
     train = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *trained)
     all_held = jax.tree.map(lambda *x: np.stack(x, axis=1), *after)
-    return state, fused.Curves(train, all_held.accuracy, all_held.reward, none, all_held)
+    return state, fused.Curves(train, all_held.accuracy, all_held.reward, warm, all_held)
 
   def _call(self, kind: str, key: str, piece, *args):
     if (kind, key) not in self.known:
