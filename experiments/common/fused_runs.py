@@ -41,7 +41,8 @@ class Programs:
     them. Nothing is indexed on the devices: a slice of a sharded array is a program of its own,
     in which they wait for each other."""
     pieces = fused.make_pieces(*(found := parts(cell, self.module)))
-    plan, none = found[2], np.zeros(len(seeds), np.int32)
+    plan: fused.Sizes = found[2]
+    none: Any = np.zeros(len(seeds), np.int32)
     begin = lambda seed, params: pieces.begin(seed, params)[:2]
     one = lambda seed, lr, index, state, reference: pieces.stretch(
       state, reference, seed, lr, index
