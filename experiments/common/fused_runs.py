@@ -41,8 +41,8 @@ class Programs:
     them. Nothing is indexed on the devices: a slice of a sharded array is a program of its own,
     in which they wait for each other."""
     pieces = fused.make_pieces(*(found := parts(cell, self.module)))
-    plan: fused.Sizes = found[2]
-    none: Any = np.zeros(len(seeds), np.int32)
+    plan, none = found[2], np.zeros(len(seeds), np.int32)
+    warm: Any = none
     begin = lambda seed, params: pieces.begin(seed, params)[:2]
     one = lambda seed, lr, index, state, reference: pieces.stretch(
       state, reference, seed, lr, index
@@ -62,7 +62,7 @@ class Programs:
       after.append(held(state))
     train = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *trained)
     all_held = jax.tree.map(lambda *x: np.stack(x, axis=1), *after)
-    return state, fused.Curves(train, all_held.accuracy, all_held.reward, none, all_held)
+    return state, fused.Curves(train, all_held.accuracy, all_held.reward, warm, all_held)
 
   def _call(self, kind: str, key: str, piece, *args):
     if (kind, key) not in self.known:

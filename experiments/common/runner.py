@@ -119,14 +119,15 @@ class Runner:
       before = self.programs.ran
       state, curves = self.programs.run(cell, seeds, rates, start[0])
       seconds = (self.programs.ran - before) / len(full)
-      state = None if probe is None else jax.device_get(state)
+      state = () if probe is None else state
+      *found, steps = jax.device_get((state, start[0], curves, start[1]))
       out = []
       for i, (_, seed) in enumerate(part):
-        one = jax.tree.map(lambda x, i=i: x[i], (state, start[0], curves))
+        one = jax.tree.map(lambda x, i=i: x[i], found)
         numbers = fused_runs.numbers(one[2], world, plan)
         if probe is not None and seed < TUNE:
           numbers |= self._probed(cell, probe(one[0], one[1], seed))
-        warm = int(start[1][i])
+        warm = int(steps[i])
         out.append({"seed": seed, "seconds": seconds, "warm_steps": warm, "numbers": numbers})
       return out
 

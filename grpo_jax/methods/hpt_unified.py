@@ -72,6 +72,7 @@ def make(
     sampled, shown = alive & ~given, alive & given
     both = gates(rollouts, rollouts.alive & ~given)
     if shuffle:
+      assert rollouts.step is not None
       both = jax.random.permutation(jax.random.fold_in(jax.random.key(0), rollouts.step), both)
     has = jnp.any(shown, axis=1, keepdims=True)
     alpha, beta = jnp.where(has, both[:, :1], 1), jnp.where(has, both[:, 1:], 0)

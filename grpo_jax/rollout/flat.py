@@ -12,7 +12,7 @@ from grpo_jax.rollout import given, text_units
 from grpo_jax.rollout import play as world_play
 from grpo_jax.rollout.collect import Ask, Collected, Sampling, bucket, generate, score
 from grpo_jax.rollout.pack import pack
-from grpo_jax.rollout.plans import Game, Played, Where, observe
+from grpo_jax.rollout.plans import Draw, Game, Where, observe
 from grpo_jax.types import Batch, Flat, Rollouts
 
 LOOPS = ("llm", "fused", "control")
@@ -29,7 +29,7 @@ def check(plan: Flat, where: Where) -> None:
 # ---- token worlds --------------------------------------------------------------------------------
 
 
-def play(plan: Flat, game: Game) -> Played:
+def play(plan: Flat, game: Game) -> Draw:
   rollouts, batch = world_play.play(
     game.world, game.config, game.params, game.problems, game.ids, game.keys, group=game.group
   )
@@ -40,7 +40,7 @@ def play(plan: Flat, game: Game) -> Played:
     problems = game.train(rollouts.prompt)
   if plan.demonstrate:
     rollouts, batch = world_play.with_demonstrations(game.world, problems, rollouts, batch)
-  return Played(rollouts, batch, problems, watched)
+  return Draw(rollouts, batch, problems, watched)
 
 
 def keep_informative(rollouts: Rollouts, batch: Batch, size: int) -> tuple[Rollouts, Batch]:

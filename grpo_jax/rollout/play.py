@@ -19,7 +19,7 @@ from grpo_jax.types import Batch, Rollouts, rows_of
 _SAMPLED = choose.Choice()
 
 
-class Episodes(NamedTuple):
+class Written(NamedTuple):
   """What was written, by whom, and the world's state at the end."""
 
   tokens: Int[Array, "N G T"]
@@ -59,7 +59,7 @@ def play(
   return rollouts, to_batch(world, problems, rollouts, e, verdict.turn_reward)
 
 
-def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
+def to_batch(world, problems, rollouts, e: Written, turn_reward=None) -> Batch:
   """A row a rollout, after its shared prompt."""
   size = rollouts.reward.size
   flat = lambda x: x.reshape(size, *x.shape[2:])
@@ -83,13 +83,13 @@ def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
   )
 
 
-def _one_turn(world, config, params, problems, keys, group, choice) -> Episodes:
+def _one_turn(world, config, params, problems, keys, group, choice) -> Written:
   out = sampler.sample(
     config, params, problems.tokens, problems.length, keys,
     group=group, budget=world.answer, stop_ids=(STOP,), choice=choice,
   )  # fmt: skip
   mask = jnp.arange(world.answer)[None, None] < out.length[..., None]
-  return Episodes(out.tokens, out.logp, mask, jnp.zeros_like(out.tokens), out.length, out.stopped)
+  return Written(out.tokens, out.logp, mask, jnp.zeros_like(out.tokens), out.length, out.stopped)
 
 
 class _Live(NamedTuple):
@@ -105,7 +105,7 @@ class _Live(NamedTuple):
   next: Next  # [N, G]
 
 
-def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
+def _turns(world, config, params, problems, keys, group, choice) -> Written:
   n, t = problems.tokens.shape[0], world.answer
   params, prefix, cache, last = sampler.open_cache(
     config, params, problems.tokens, problems.length, group, t
@@ -144,7 +144,7 @@ def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
   draws = sampler.uniforms(keys, jnp.arange(group), jnp.arange(t))
   live, wrote = jax.lax.scan(one, live, jnp.moveaxis(draws, 2, 0))
   token, logp, mine, turn, alive = (jnp.moveaxis(x, 0, -1) for x in wrote)
-  return Episodes(
+  return Written(
     tokens=token,
     logp=logp,
     mask=mine,
@@ -166,7 +166,7 @@ def demonstrate(world: World, problems: Problem, ids: Int[Array, " N"]) -> tuple
     turn, state, ended = jnp.zeros_like(tokens), (), jnp.ones(n, bool)
   else:
     state, mask, turn, length, ended = jax.vmap(lambda p, x: _replay(world, p, x))(problems, tokens)
-  e = Episodes(tokens, jnp.zeros(tokens.shape), mask, turn, length, ended, state)
+  e = Written(tokens, jnp.zeros(tokens.shape), mask, turn, length, ended, state)
   verdict = jax.vmap(world.score)(problems, state, tokens, length)
   e = jax.tree.map(lambda x: x[:, None], e)
   rollouts = Rollouts(

@@ -34,7 +34,7 @@ WHOLE = ("seeds", "steps", "log.every", "checkpoint.every", "checkpoint.keep", "
 def run(c, workdir: Path, say=print) -> dict:
   """Trains `c.seeds` models in `workdir`, or goes on where its last whole checkpoint stands."""
   start = time.monotonic()
-  layout, method, config, plan = build(c)
+  layout, method, config, plan = parts_of(c)
   folder.check_folder(c, workdir)
   if (final := folder.final_of(workdir, c.steps)) is not None:
     in_context_page.write(workdir)
@@ -86,7 +86,7 @@ def run(c, workdir: Path, say=print) -> dict:
   return final
 
 
-def build(c):
+def parts_of(c):
   """(layout, method, config, plan) of a config. UserError, one line, for what cannot be."""
   for field in WHOLE:
     value = c

@@ -303,12 +303,12 @@ SPECS += [f"t2mir.py:{v}" for v in ("darkroom,task,debug", "ad,debug")]
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_variant_builds(spec):
   c = cli.load_config(f"configs/{spec}")[0]
-  *_, config, _ = in_context_loop.build(c)
+  *_, config, _ = in_context_loop.parts_of(c)
   assert (config.moe is not None) == (c.method == "t2mir")
 
 
 def test_the_dense_arm_has_as_many_weights_as_a_token_meets_of_the_full_one():
-  full, dense = (in_context_loop.build(t2mir.get_config(v))[2].moe for v in ("full", "dense"))
+  full, dense = (in_context_loop.parts_of(t2mir.get_config(v))[2].moe for v in ("full", "dense"))
   width = t2mir.get_config().model.hidden
   met = (
     2 * full.top_k * full.hidden * (width + width // 2)
