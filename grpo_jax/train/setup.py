@@ -318,6 +318,8 @@ def prepare(c, say=print, devices=None) -> Run:
   pool = make_pool(c, dataset)
   sampling = make_sampling(c, config, tokenizer, dataset, mesh)
   say(f"model {c.model} loaded in {time.monotonic() - start:.1f} s")
+  if dataset.dropped:
+    say(f"{dataset.dropped} training problems left out: their prompts are held out")
 
   if "value" in method.needs:
     params["value"] = jax.tree.map(np.asarray, policy.init_value_head(config))
@@ -374,7 +376,7 @@ def step_key(c, parts: Run, step: int):
   return sharding.put(key, sharding.replicated(parts.mesh))
 
 
-def remember(parts: Run, state: TrainState, rollouts, batch, metrics):
+def after_update(parts: Run, state: TrainState, rollouts, batch, metrics):
   """(state with the method's memory brought up to date, metrics with what that found)."""
   if parts.remember is None:
     return state, metrics
