@@ -13,7 +13,7 @@ import numpy as np
 from experiments.common import gates, study
 from experiments.common.statements import claim, side
 from grpo_jax import envs, methods
-from grpo_jax.core import grids, groups, objectives, units, weights
+from grpo_jax.core import grids, groups, objectives
 from grpo_jax.rollout import play
 from grpo_jax.train.programs import fused
 
