@@ -112,8 +112,7 @@ def in_context() -> Any:
   c.data = ConfigDict()  # family, and the keyword arguments of its make()
   c.tokens = "transition"  # or split, history: rollout/in_context/tokens.py
   c.batch = 64  # contexts a step
-  c.pairs = False  # two contexts of every task (T2MIR)
-  c.gate_rate = 0.005  # T2MIR's tau
+  c.pairs = False  # two contexts of every task, for contrastive losses
   c.model = ConfigDict(
     {
       "hidden": 32,

@@ -8,7 +8,8 @@ what the policy believes of the sum before a line, in the place of the answer, i
 No tools are called here: a turn is a line of the same answer. Hyperparameters are the paper's but
 for the rate, the quick start's, and the penalty: who does not answer has reward 0.
 
-cost: half an hour of two cores, 5 GB
+paper: 53
+cost: not measured
 result: not measured
 """
 

@@ -7,7 +7,8 @@ Three or four words are to be sorted (reasoning-gym); the k-th word of the answe
 worth 1 in its place. `sample.cut` makes a unit of what stands between commas, the reward part
 `lines` judges each. Hyperparameters are the paper's but for the rate, the quick start's.
 
-cost: half an hour of two cores, 5 GB
+paper: 58
+cost: not measured
 result: not measured
 """
 
@@ -28,7 +29,12 @@ def get_config(variant: str = ""):
     "template": "{question} -> {answer}\n",
   }
   c.reward.parts = (
-    {"name": "lines", "units": RANKS, "args": {"separator": ", ", "ordered": True}, "verdict": False},
+    {
+      "name": "lines",
+      "units": RANKS,
+      "args": {"separator": ", ", "ordered": True},
+      "verdict": False,
+    },
     {"name": "exact", "weight": 0.0, "verdict": True},
   )
   c.sample.units, c.sample.cut = RANKS + 1, ", "

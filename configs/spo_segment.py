@@ -8,7 +8,8 @@ The quick start's sums. chain: 8 completions a problem, cut at every second unsu
 continuations a cut. tree: 4 x 4 x 4 nodes of 2 tokens a depth; a node's tokens are sampled and fed
 once, whatever grows from it (tokens_fed beside tokens_fed_without_reuse in metrics.jsonl).
 
-cost: half an hour of two cores, 5 GB
+paper: 16
+cost: not measured
 result: not measured
 """
 

@@ -8,7 +8,8 @@
 `world` is a file of grpo_jax/envs/worlds, `plan` holds fields of train/programs/fused.py: Sizes.
 
 paper: of any method
-cost: a minute of two cores, 0.5 GB
+paper: any
+cost: not measured
 result: not measured
 """
 

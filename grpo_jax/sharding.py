@@ -121,7 +121,7 @@ def put(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(place, tree, shardings)
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
   """Device arrays as numpy on every host, whole."""
   if jax.process_count() == 1:
     return jax.device_get(tree)

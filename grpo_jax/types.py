@@ -265,6 +265,8 @@ class Method:
   init(num_prompts) -> state                      fixed-shape pytree, indexed by stable prompt id
   weigh(state) -> f32[Q]                          sampling weights of the prompts; None = uniform
   remember(state, rollouts, batch, now) -> state  after the update
+  settle(params, before) -> params                after every optimizer step, from those before it:
+                                                  slow copies, projections; None = nothing
   plan                                            how to sample: frozen data for rollout/
   needs                                           what else the method reads, by the names in
                                                   train/supply.py, which says where it is put
@@ -283,6 +285,7 @@ class Method:
   init: Callable[[int], Any] = _no_state
   weigh: Callable[[Any], Array] | None = None
   remember: Callable[[Any, Rollouts, Batch, Now], Any] = _keep_state
+  settle: Callable[[Any, Any], Any] | None = None
   plan: Plan = Flat()
   needs: tuple[str, ...] = ()
   reduces_to: tuple[str, dict, dict] | None = None

@@ -18,24 +18,25 @@ def account(peak=GIB, free=(), **seconds):
 
 
 @pytest.mark.parametrize(
-  "test, folder, paper",
+  "test, folder, payer",
   [
     ("tests/layers_test.py::test_a", "tests", None),
     ("tests/core/groups_test.py::test_a[igpo]", "tests/core", None),
-    ("tests/methods/igpo_test.py::test_a", "tests/methods", "igpo"),
-    ("tests/methods/common_test.py::test_a[rank_grpo-ranks=3]", "tests/methods", "rank_grpo"),
+    ("tests/methods/igpo_test.py::test_a", "tests/methods", ("paper", "igpo")),
+    ("tests/methods/common_test.py::t[igpo-n=3]", "tests/methods", ("case", "igpo-n=3")),
+    ("tests/methods/common_test.py::t[igpo]", "tests/methods", ("case", "igpo")),
     ("tests/methods/registry_test.py::test_a[wrong]", "tests/methods", None),
   ],
 )
-def test_a_test_is_paid_by_its_folder_and_by_its_paper(test, folder, paper):
-  assert (budget.folder(test), budget.paper(test, SLUGS)) == (folder, paper)
+def test_a_test_is_paid_by_its_folder_and_by_its_paper_or_case(test, folder, payer):
+  assert (budget.folder(test), budget.payer(test, SLUGS)) == (folder, payer)
 
 
 def test_what_is_over_is_named_and_what_is_far_over_fails():
   papers = {f"tests/methods/igpo_test.py::test_{i}": 4.0 for i in range(2)}
-  over, failed = budget.judge([account(**papers, a=9.0, b=17.0, c=8.0)], Limits(), SLUGS)
+  over, failed = budget.judge([account(**papers, a=9.0, b=33.0, c=8.0)], Limits(), SLUGS)
   assert over == ["a costs 9.0 CPU s of 8", "paper igpo costs 8.0 CPU s of 6"]
-  assert failed == ["b costs 17.0 CPU s of 8"]
+  assert failed == ["b costs 33.0 CPU s of 8"]
   over, failed = budget.judge([account(a=3.0), account(b=4.0)], Limits(total=5), SLUGS)
   assert (over, failed) == (["the run costs 7.0 CPU s of 5"], [])
 

@@ -59,7 +59,7 @@ def evaluation(a, layout, config, greedy: bool = False):
   def some(params, key, count: int):
     draw, play = jax.random.split(key)
     tasks = jax.vmap(layout.family.task)(jax.random.split(draw, count))
-    return in_context.pull(layout, config, params, tasks, play, a.horizon, greedy)
+    return in_context.play_bandit(layout, config, params, tasks, play, a.horizon, greedy)
 
   def run(params, key, count: int = a.tasks):
     if count <= a.part:

@@ -11,10 +11,8 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import fused_runs
@@ -71,14 +69,14 @@ class Runner:
   def __init__(self, c, module, workdir: Path, say):
     self.c, self.module, self.say = c, module, say
     self.store, self.starts = Store(workdir), Starts(workdir / "starts", say, c.debug)
-    self.programs: dict[str, Any] = {}
+    self.programs = fused_runs.Programs(module, c.debug)
 
   def __call__(self, jobs: list[Job]) -> None:
-    """Runs those that are missing, a program at a time."""
+    """Runs those that are missing, a program at a time, those of one length side by side."""
     missing = [j for j in jobs if self.store.get(*j) is None]
-    groups: dict[str, list[Job]] = {}
+    groups: dict[tuple[str, float], list[Job]] = {}
     for job in missing:
-      groups.setdefault(job[0].program, []).append(job)
+      groups.setdefault((job[0].program, self._length(job)), []).append(job)
     left = sum(self._length(j) for j in missing)
     begun, done = time.monotonic(), 0.0
     for group in groups.values():
@@ -107,32 +105,29 @@ class Runner:
     )
 
   def _fused(self, group: list[Job]):
-    """go(jobs) -> entries, all by one compiled program."""
+    """go(jobs) -> entries, all by the same programs."""
     cell = group[0][0]
-    run, world, plan = fused_runs.build(cell, self.module)
+    world, _, plan = fused_runs.parts(cell, self.module)
     probe = getattr(self.module, "probe", lambda cell: None)(cell)
     warm_world = getattr(self.module, "warm_world", lambda world: world)(world)
 
     def go(part: list[Job]) -> list[dict]:
       full = part + part[:1] * (self.c.at_once - len(part))
       start = self.starts(cell, warm_world, plan, [seed for _, seed in full])
-      seeds = jnp.asarray([seed for _, seed in full], jnp.int32)
-      rates = jnp.asarray([c.spec["lr"] for c, _ in full], jnp.float32)
-      if cell.program not in self.programs:
-        keep = probe is not None
-        self.programs[cell.program] = fused_runs.compiled(
-          run, seeds, rates, start[0], keep, self.c.debug
-        )
-      before = time.monotonic()
-      state, curves = jax.block_until_ready(self.programs[cell.program](seeds, rates, start[0]))
-      seconds = (time.monotonic() - before) / len(full)
+      seeds = np.asarray([seed for _, seed in full], np.int32)
+      rates = np.asarray([c.spec["lr"] for c, _ in full], np.float32)
+      before = self.programs.ran
+      state, curves = self.programs.run(cell, seeds, rates, start[0])
+      seconds = (self.programs.ran - before) / len(full)
+      state = () if probe is None else state
+      *found, steps = jax.device_get((state, start[0], curves, start[1]))
       out = []
       for i, (_, seed) in enumerate(part):
-        one = jax.tree.map(lambda x, i=i: x[i], (state, start[0], curves))
+        one = jax.tree.map(lambda x, i=i: x[i], found)
         numbers = fused_runs.numbers(one[2], world, plan)
         if probe is not None and seed < TUNE:
           numbers |= self._probed(cell, probe(one[0], one[1], seed))
-        warm = int(start[1][i])
+        warm = int(steps[i])
         out.append({"seed": seed, "seconds": seconds, "warm_steps": warm, "numbers": numbers})
       return out
 

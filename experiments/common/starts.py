@@ -36,15 +36,15 @@ class Starts:
       self.programs[key] = program.compile(compiler_options=QUICK if self.quick else None)
     for i in range(0, len(missing), len(seeds)):
       self._make(key, missing[i : i + len(seeds)], len(seeds), cell.setting)
-    return jax.tree.map(lambda *x: jnp.stack(x), *(known(seed) for seed in seeds))
+    return jax.tree.map(lambda *x: np.stack(x), *(known(seed) for seed in seeds))
 
   def _make(self, key: str, seeds: list[int], at_once: int, name: str) -> None:
     begun = time.monotonic()
     full = seeds + seeds[:1] * (at_once - len(seeds))
-    found = jax.block_until_ready(self.programs[key](jnp.asarray(full, jnp.int32)))
+    found = jax.device_get(self.programs[key](jnp.asarray(full, jnp.int32)))
     self.folder.mkdir(parents=True, exist_ok=True)
     for i, seed in enumerate(seeds):
-      one = jax.tree.map(lambda x, i=i: np.asarray(x[i]), found)
+      one = jax.tree.map(lambda x, i=i: x[i], found)
       path = self.folder / f"{key}-{seed}.npz"
       half = path.with_suffix(".half.npz")
       np.savez(half, **{str(j): x for j, x in enumerate(jax.tree.leaves(one))})

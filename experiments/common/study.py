@@ -79,6 +79,7 @@ def config(
   seeds: int = 0,
   exact: bool = False,
   length: str = "updates",
+  scaled: tuple[str, ...] = (),
   debug: dict | None = None,
 ) -> ConfigDict:
   """The config of a study.
@@ -88,8 +89,8 @@ def config(
   tuning maximizes ("area" over training, "final" or "early", the first half), and of which the
   effect is shown; less: it minimizes. ranges: of measures that do not lie in [0, 1]. best: the
   greatest possible score, where there is no oracle. seeds: 0 is by rule (tuning.py); exact: runs
-  are exact and take seconds. length: the plan's field that says how long a run is. debug: the
-  plan's fields of a :debug run.
+  are exact and take seconds. length: the plan's field that says how long a run is. scaled: methods'
+  arguments that count updates, as for a full run. debug: the plan's fields of a :debug run.
   """
   parts = check_variant(variant, VARIANTS)
   small = "debug" in parts
@@ -114,7 +115,7 @@ def config(
     c.score.best = float(best)
   c.ranges = ConfigDict(ranges or {})
   c.lrs, c.tune_seeds, c.seeds = lrs, 2, (2 if small else seeds)
-  c.exact, c.length, c.at_once = exact, length, 2
+  c.exact, c.length, c.scaled, c.at_once = exact, length, scaled, 2
   return c
 
 
@@ -128,8 +129,20 @@ class Cell:
 
   @property
   def program(self) -> str:
-    """Equal for cells that one program runs: those that differ in the learning rate only."""
-    return _digest({k: v for k, v in self.spec.items() if k != "lr"})
+    """Equal for cells that the same programs run: those that differ in the learning rate and in
+    the number of updates only. A study may change what an arm's method is given (`alter`), so arms
+    share none."""
+    plan = {k: v for k, v in self.spec["plan"].items() if k != "updates"}
+    return _digest(
+      {k: v for k, v in self.spec.items() if k != "lr"} | {"plan": plan, "arm": self.arm}
+    )
+
+  @property
+  def exam(self) -> str:
+    """Equal for cells whose policies take the same exam."""
+    fields = ("heldout", "eval_temperature", "problems", "split", "world_seed")
+    plan = {k: v for k, v in self.spec["plan"].items() if k in fields}
+    return _digest({"world": self.spec["world"], "params": self.spec["params"], "plan": plan})
 
   @property
   def file(self) -> str:
@@ -148,6 +161,7 @@ def cell(c, setting: str, name: str, trial: dict, share: float = 1) -> Cell:
   if share != 1:
     every = plan.get("eval_every", 1)
     plan[c.length] = max(int(plan[c.length] * share) // every, 1) * every
+    args |= {k: max(int(args[k] * share), 1) for k in c.scaled if k in args}
   params = c.params.to_dict() | d.get("params", {})
   world = d.get("world", c.world)
   spec = {"world": world, "params": params, "method": a["method"], "args": args, "plan": plan}

@@ -143,7 +143,7 @@ def measure(c, workdir: Path) -> dict:
   from grpo_jax.train.programs import in_context
   from grpo_jax.train.programs.seeds import over_seeds
 
-  layout, method, config, plan = in_context_loop.build(c)
+  layout, method, config, plan = in_context_loop.parts_of(c)
   layout, _, source = in_context_loop.sources(c, layout)
   program = in_context.make_program(layout, method, config, plan)
   seeds = c.seed + jnp.arange(c.seeds, dtype=jnp.int32)

@@ -1,6 +1,6 @@
 """Array mathematics of policy optimization: pure functions, jax alone. The index, by topic.
 
-  from grpo_jax.core import groups, objectives, units, weights    # what most methods need
+    from grpo_jax.core import groups, objectives, units, weights    # what most methods need
 
 The layout of a batch
   units             from tokens to units to rollouts and back, masks; read this first

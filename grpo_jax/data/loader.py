@@ -25,7 +25,7 @@ def _apart(train: list[Problem], held: list[Problem], heldout: int) -> tuple[lis
 
 def _reasoning_gym(config: dict, spare: int) -> tuple[list, list, int]:
   mix, size, seed = config["mix"], config["size"], config["seed"]
-  return *reasoning_gym_task.generate(mix, size, config["heldout"], seed, spare), 0
+  return *reasoning_gym_task.make_problems(mix, size, config["heldout"], seed, spare), 0
 
 
 def _jsonl(config: dict, spare: int) -> tuple[list, list, int]:

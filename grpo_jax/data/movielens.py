@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.data.tfds_source import opened, tensorflow_datasets
+from grpo_jax.data.tfds_source import open_builder, tensorflow_datasets
 from grpo_jax.errors import UserError
 from grpo_jax.names import one_of
 
@@ -80,7 +80,7 @@ def read(path: str, films: int, *, seed: int = 0) -> Ratings:
 
   Raises UserError for a folder of something else, and for fewer films than wanted.
   """
-  builder: Any = opened(path)
+  builder: Any = open_builder(path)
   if missing := [name for name in _NEEDED if name not in builder.info.features]:
     raise UserError(f"data.path: {path!r} has no {missing[0]}; give a folder of {NAME}")
   try:

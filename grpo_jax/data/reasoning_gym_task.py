@@ -95,7 +95,7 @@ def _distinct(component: Component, seed: int, want: int, taken: set[str]) -> li
   return found
 
 
-def generate(
+def make_problems(
   mix: list, size: int, heldout: int, seed: int, spare: int = 0
 ) -> tuple[list[Problem], list[Problem]]:
   """(train, heldout) over all components, `size` and `heldout` cut by weight.

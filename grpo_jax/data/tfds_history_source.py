@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.core.transitions import Histories, Transitions
-from grpo_jax.data.tfds_source import opened, prepared, tensorflow_datasets
+from grpo_jax.data.tfds_source import open_builder, prepared, tensorflow_datasets
 from grpo_jax.errors import UserError
 from grpo_jax.names import one_of
 
@@ -33,7 +33,7 @@ def read(path: str, split: str = "train") -> Histories:
 
   UserError for a folder or a split that is not there, and for a data set of another kind.
   """
-  builder: Any = opened(path)
+  builder: Any = open_builder(path)
   one_of("data.histories.split", split, builder.info.splits)
   if set(builder.info.features) != _FIELDS:
     raise UserError(f"data.histories.path: {path!r} holds no histories; write them with `write`")

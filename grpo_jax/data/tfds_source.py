@@ -74,7 +74,7 @@ def prepared(builder: Any) -> str:
   return str(builder.data_path)
 
 
-def opened(path: str) -> Any:
+def open_builder(path: str) -> Any:
   """The builder of a prepared data set. UserError for another folder."""
   tfds = tensorflow_datasets()
   if not (pathlib.Path(path) / "dataset_info.json").is_file():
@@ -86,7 +86,7 @@ def opened(path: str) -> Any:
 
 
 def split_names(path: str) -> list[str]:
-  return sorted(opened(path).info.splits)
+  return sorted(open_builder(path).info.splits)
 
 
 def read(
@@ -99,7 +99,7 @@ def read(
   """All problems of a split, in the order they were written (foreign data sets: as stored)."""
   import grain
 
-  builder: Any = opened(path)
+  builder: Any = open_builder(path)
   one_of("data.split", split, builder.info.splits)
   stored = builder.as_data_source(split)
   rows: Any = grain.MapDataset.source(stored).map(_plain)

@@ -1,7 +1,7 @@
 """MuJoCo as a pure function that a JAX program calls: all copies of a model at once, on the host.
 
   sim = load("half_cheetah.xml", frames=5)      a model among gymnasium's, the extra `mujoco`
-  after = follow(sim, state, action, params)    inside jit, vmap and scan
+  after = advance(sim, state, action, params)    inside jit, vmap and scan
 
 A state is positions and velocities; what else MuJoCo keeps from step to step, the solver's warm
 start, begins at zero at every call, so that equal arguments give equal results. Under vmap, of any
@@ -43,7 +43,7 @@ class Simulator:
   advance: Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
 
 
-def follow(
+def advance(
   sim: Simulator,
   state: Float[Array, " QV"],
   action: Float[Array, " A"],

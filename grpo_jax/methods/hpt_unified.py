@@ -7,8 +7,7 @@ between RL on them and SFT on the question's one demonstration tau*.
 
   L = 1/B sum_q [ alpha_q L_RL(q) + beta_q c_sft L_SFT(q) ] - beta_entropy mean_{kept tokens} H
   L_RL(q) = -sum_i sum_t A_i r_it / max_tokens,  A_i = reward_i - mean of the n
-  r = exp(logp - logp_old)
-  L_SFT(q) = -1/|tau*| sum_t logp_t
+  L_SFT(q) = -1/|tau*| sum_t logp_t,  r = exp(logp - logp_old)
   alpha_q = 1[P_q > gate], beta_q = 1[P_q <= gate]
 
 No clip, no deviation, no KL. A, logp_old, alpha and beta are stop-gradient. gate 0: SFT where
@@ -16,15 +15,15 @@ nothing was solved (2 / 8 for Llama); gate >= 1: SFT alone; gate < 0: RL alone, 
 without its clip, times n. A question without a demonstration has alpha 1. A group of equal rewards
 that is kept has A = 0 and counts in the entropy only.
 
-From the released code, but for the normalisation: there the RL term is a sum over the
-rows of a micro-batch and the SFT term a mean over its demonstration tokens, so their balance hangs
-on the cut. Here both are means over the B questions (our choice). sft_mean="tokens" is the
-released mean, over the demonstration tokens of all questions with beta > 0, without 1/B.
-
+From the released code, but for the normalisation: there RL is a sum over the rows of a micro-batch
+and SFT a mean over its demonstration tokens, so their balance hangs on the cut. Here both are means
+over the B questions (our choice). sft_mean="tokens" is the released mean, over the demonstration
+tokens of all questions with beta > 0, without 1/B.
 table: (alpha, beta) by the number of solved rollouts, 0 to n, instead of the gate: the release's
 soft variants (its third column, off-policy RL on the demonstration, is 0 in the tables we know) and
-the constant mix. shuffle: a control of ours, the decisions of a batch dealt to its questions at
-random.
+the constant mix. Controls of ours: switch, SFT on every question before that update and RL on every
+one from there, the two stages that HPT replaces; shuffle, the decisions of a batch dealt to its
+questions at random.
 """
 
 import jax
@@ -46,6 +45,7 @@ def make(
   beta_entropy: float = 0.001,
   table: tuple[tuple[float, float], ...] = (),
   sft_mean: str = "prompts",
+  switch: int | None = None,
   shuffle: bool = False,
 ) -> Method:
   one_of("sft_mean", sft_mean, ("prompts", "tokens"))
@@ -59,17 +59,20 @@ def make(
       return jnp.asarray(table, dtype)[jnp.minimum(solved, len(table) - 1)]
     tried = jnp.maximum(groups.count(sampled)[:, 0], 1)
     explore = solved.astype(dtype) / tried.astype(dtype) > gate + _ROUNDING
+    if switch is not None:
+      explore = jnp.full_like(explore, rollouts.step >= switch)
     return jnp.stack([explore, ~explore], axis=1).astype(dtype)
 
   def credit(state, rollouts, batch):
+    if rollouts.step is None and (shuffle or switch is not None):
+      raise UserError("hpt_unified: rollouts.step is None; give the updates made so far")
     length = units.token_count(batch, rollouts)
     alive = rollouts.alive & (length > 0)
     given = jnp.zeros_like(alive) if rollouts.given is None else rollouts.given
     sampled, shown = alive & ~given, alive & given
     both = gates(rollouts, rollouts.alive & ~given)
     if shuffle:
-      if rollouts.step is None:
-        raise UserError("hpt_unified: rollouts.step is None; shuffle draws anew with each step")
+      assert rollouts.step is not None
       both = jax.random.permutation(jax.random.fold_in(jax.random.key(0), rollouts.step), both)
     has = jnp.any(shown, axis=1, keepdims=True)
     alpha, beta = jnp.where(has, both[:, :1], 1), jnp.where(has, both[:, 1:], 0)

@@ -12,9 +12,12 @@ They are statistics of a whole batch, so unlike the imitation loss they do depen
 micro-batches: use one.
 
 The pairs of a batch: rows i and i + B/2 hold two independent contexts of one task. The key gate
-is an exponential average of the task gate, updated after every optimizer step
-(models/moe/layer.py: update_key_gate); it gets no gradient.
+is an exponential average of the task gate, k <- gate_rate g + (1 - gate_rate) k after every
+optimizer step, with the gate after it and the average before it (weight decay would else pull it
+to 0); it gets no gradient. It stands in params["key_gate"], by layer.
 """
+
+import jax
 
 from grpo_jax.methods.base import sft
 from grpo_jax.names import between
@@ -22,12 +25,17 @@ from grpo_jax.types import Method
 
 
 def make(
-  *, balance: float = 0.01, contrast: float = 0.001, aggregate: str = "token_mean"
+  *,
+  balance: float = 0.01,
+  contrast: float = 0.001,
+  aggregate: str = "token_mean",
+  gate_rate: float = 0.005,  # tau
 ) -> Method:
   """Defaults of T2MIR-DPT on Darkroom; T2MIR-AD has balance=0.1, contrast=0.01."""
   base = sft.make(aggregate=aggregate)
   for name, value in (("balance", balance), ("contrast", contrast)):
     between(name, value, 0)
+  between("gate_rate", gate_rate, 0, 1)
 
   def loss(fwd, batch, credit):
     total, metrics = base.loss(fwd, batch, credit)
@@ -37,9 +45,17 @@ def make(
         metrics[name] = fwd.aux[name]
     return total, metrics
 
+  def settle(params, before):
+    if "key_gate" not in params:
+      return params
+    gates = {name: params["layers"][name]["moe"]["task"]["gate"] for name in params["key_gate"]}
+    mix = lambda slow, fast: slow + gate_rate * (fast - slow)
+    return params | {"key_gate": jax.tree.map(mix, before["key_gate"], gates)}
+
   return Method(
     credit=base.credit,
     loss=loss,
+    settle=settle,
     plan=base.plan,
     reduces_to=("sft", {"aggregate": "token_mean"}, {}),
   )

@@ -53,7 +53,7 @@ def answer_logp(
     place = jnp.arange(width, dtype=jnp.int32)[None, None] - start[:, :, None]
     asked = ((place >= 0) & (place < size)).astype(jnp.float32)
     flat = lambda a: a.reshape(count * x, width)
-    logp = score(params, prefixes.rows(flat(tokens), flat(asked), batch)).logp
+    logp = score(params, prefixes.scored_rows(flat(tokens), flat(asked), batch)).logp
     logp = jax.lax.stop_gradient(logp).reshape(count, x, width)
     column = start[:, :, None] + jnp.arange(size, dtype=jnp.int32)[None, None]
     return turns.belief(jnp.take_along_axis(logp, column, axis=2), copies(own))

@@ -19,7 +19,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.rollout import flat, prefixes, sampler
 from grpo_jax.rollout import play as world_play
 from grpo_jax.rollout.collect import Ask, Collected, bucket, complete, judge, prompt_keys, text_of
-from grpo_jax.rollout.plans import Game, Played, Where, observe
+from grpo_jax.rollout.plans import Draw, Game, Where, observe
 from grpo_jax.types import Batch, Chain, Flat
 
 LOOPS = ("llm", "fused")
@@ -34,7 +34,7 @@ def check(plan: Chain, where: Where) -> None:
     raise UserError(f"interval={plan.interval}, samples={plan.samples}: give numbers from 1")
 
 
-def play(plan: Chain, game: Game) -> Played:
+def play(plan: Chain, game: Game) -> Draw:
   """Units are segments, at most 1 + ceil(T / interval). `unit_reward` is the value of the state
   that a segment starts from, NaN for unit 0, which stands before the first cut, and where no
   segment is. Equal prefixes of a prompt are estimated once and share the estimate; their tokens are
@@ -47,7 +47,7 @@ def play(plan: Chain, game: Game) -> Played:
   value, sampled = values(plan, game, batch.tokens, start[:, 1:], there[:, 1:])
   batch = batch.replace(unit_reward=_rewards(value, there))
   watched = observe(rollouts, jnp.sum(batch.mask) + sampled.astype(jnp.float32))
-  return Played(rollouts, batch, game.problems, watched)
+  return Draw(rollouts, batch, game.problems, watched)
 
 
 def cut(plan: Chain, batch: Batch, budget: int) -> tuple[Batch, Array, Array]:
@@ -123,7 +123,7 @@ def collect(plan: Chain, ask: Ask) -> Collected:
   """As in token worlds; the texts that are judged are prefix and continuation together."""
   got = flat.collect(Flat(), ask)
   start = time.monotonic()
-  batch, at, there = cut(plan, got.batch, ask.sampling.budget)
+  batch, at, there = _cut(plan, got.batch, ask.sampling.budget)
   at, there, tokens = (np.asarray(x) for x in (at, there, batch.tokens))
   per = len(tokens) // len(got.problems)
   states: dict[tuple, list[tuple[int, int]]] = {}  # (prompt, prefix) -> the units it stands before
@@ -155,6 +155,9 @@ def collect(plan: Chain, ask: Ask) -> Collected:
     },
     counts={"states": len(states), "tokens_of_values": sampled},
   )
+
+
+_cut = jax.jit(cut, static_argnums=(0, 2))
 
 
 def _continued(plan: Chain, ask: Ask, got: Collected, some: list, first: int):

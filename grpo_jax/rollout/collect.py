@@ -179,7 +179,7 @@ def complete(s: Sampling, params, prompt: np.ndarray, length: np.ndarray, keys, 
     trunk=np.asarray(s.trunk, np.int32) if s.trunk else None,
     implementation=s.attention,
   )
-  out = sharding.fetch(out)
+  out = sharding.to_host(out)
   return tuple(a[: len(prompt)] for a in (out.tokens, out.logp, out.length, out.stopped))
 
 

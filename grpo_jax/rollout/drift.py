@@ -42,5 +42,5 @@ def after(
 
 def _score(score, params: Any, tokens, mask, batch: Batch) -> Float[Array, "N 2 T"]:
   n, two, t = tokens.shape
-  rows = prefixes.rows(tokens.reshape(n * two, t), mask.reshape(n * two, t), batch)
+  rows = prefixes.scored_rows(tokens.reshape(n * two, t), mask.reshape(n * two, t), batch)
   return score(params, rows).logp.reshape(n, two, t)

@@ -3,16 +3,16 @@
 import time
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax.core import rows
 from grpo_jax.errors import UserError
 from grpo_jax.rollout import given, text_units
 from grpo_jax.rollout import play as world_play
 from grpo_jax.rollout.collect import Ask, Collected, Sampling, bucket, generate, score
 from grpo_jax.rollout.pack import pack
-from grpo_jax.rollout.plans import Game, Played, Where, observe
+from grpo_jax.rollout.plans import Draw, Game, Where, observe
 from grpo_jax.types import Batch, Flat, Rollouts
 
 LOOPS = ("llm", "fused", "control")
@@ -29,7 +29,7 @@ def check(plan: Flat, where: Where) -> None:
 # ---- token worlds --------------------------------------------------------------------------------
 
 
-def play(plan: Flat, game: Game) -> Played:
+def play(plan: Flat, game: Game) -> Draw:
   rollouts, batch = world_play.play(
     game.world, game.config, game.params, game.problems, game.ids, game.keys, group=game.group
   )
@@ -40,7 +40,7 @@ def play(plan: Flat, game: Game) -> Played:
     problems = game.train(rollouts.prompt)
   if plan.demonstrate:
     rollouts, batch = world_play.with_demonstrations(game.world, problems, rollouts, batch)
-  return Played(rollouts, batch, problems, watched)
+  return Draw(rollouts, batch, problems, watched)
 
 
 def keep_informative(rollouts: Rollouts, batch: Batch, size: int) -> tuple[Rollouts, Batch]:
@@ -49,16 +49,8 @@ def keep_informative(rollouts: Rollouts, batch: Batch, size: int) -> tuple[Rollo
   reward = rollouts.reward
   differ = jnp.max(reward, axis=1) > jnp.min(reward, axis=1)
   order = jnp.argsort(~differ, stable=True)[:size]
-  count, group = reward.shape
-
-  def take(x):
-    y = x.reshape(count, x.shape[0] // count, *x.shape[1:])[order]
-    return y.reshape(-1, *x.shape[1:])
-
-  kept, rows = jax.tree.map(take, (rollouts, batch))
-  place = jnp.repeat(jnp.arange(size) - order, rows.owner.shape[0] // size) * group
-  alive = kept.alive & jnp.take(differ, order)[:, None]
-  return kept.replace(alive=alive), rows.replace(owner=rows.owner + place[:, None])
+  kept, batch = rows.take_prompts(rollouts, batch, order)
+  return kept.replace(alive=kept.alive & jnp.take(differ, order)[:, None]), batch
 
 
 # ---- language models -----------------------------------------------------------------------------
@@ -133,14 +125,14 @@ def _assemble(s: Sampling, kept: list[dict], show=None):
     "length": length,
     "parts": np.nan_to_num(stack("parts")).astype(np.float32),
   }
-  rows = lambda name: np.ascontiguousarray(stack(name)[:, :, :width].reshape(n * g, width))
+  cut = lambda name: np.ascontiguousarray(stack(name)[:, :, :width].reshape(n * g, width))
   large: dict[str, Any] = {
-    "tokens": rows("tokens"),
+    "tokens": cut("tokens"),
     "mask": mask,
     "unit": np.zeros((n * g, width), np.int32),
     "unit_mask": (mask.sum(axis=1, keepdims=True) > 0).astype(np.float32),
     "owner": np.arange(n * g, dtype=np.int32)[:, None],
-    "logp_sampler": rows("logp"),
+    "logp_sampler": cut("logp"),
     "prompt_tokens": prompt,
     "prompt_length": prompt_length,
   }

@@ -5,7 +5,7 @@ A plan is frozen data (types.Plan, or a subclass in a paper's file) and one file
   LOOPS                            the loops that can play it
   SUPPLIES                         needs of methods that it fills (train/supply.py)
   check(plan, where)               UserError where plan and world or model do not go together
-  play(plan, game) -> Played       in token worlds, inside jit: the loop "fused"
+  play(plan, game) -> Draw       in token worlds, inside jit: the loop "fused"
   collect(plan, ask) -> Collected  with a language model and rewards on the host: the loop "llm"
 
 A new one touches nothing else: a plan of a loop in LOOPS needs the function of that loop.
@@ -49,7 +49,7 @@ class Game(NamedTuple):
   train: Callable[[Array], Problem] | None = None  # the training problems with these ids
 
 
-class Played(NamedTuple):
+class Draw(NamedTuple):
   rollouts: Rollouts
   batch: Batch
   problems: Problem  # of the N prompts of the batch

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from grpo_jax.core import rows
 from grpo_jax.envs.world import STOP, Next, Problem, World
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout import choose, sampler
@@ -18,7 +19,7 @@ from grpo_jax.types import Batch, Rollouts, rows_of
 _SAMPLED = choose.Choice()
 
 
-class Episodes(NamedTuple):
+class Written(NamedTuple):
   """What was written, by whom, and the world's state at the end."""
 
   tokens: Int[Array, "N G T"]
@@ -58,10 +59,10 @@ def play(
   return rollouts, to_batch(world, problems, rollouts, e, verdict.turn_reward)
 
 
-def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
+def to_batch(world, problems, rollouts, e: Written, turn_reward=None) -> Batch:
   """A row a rollout, after its shared prompt."""
-  rows = rollouts.reward.size
-  flat = lambda x: x.reshape(rows, *x.shape[2:])
+  size = rollouts.reward.size
+  flat = lambda x: x.reshape(size, *x.shape[2:])
   batch = rows_of(
     rollouts,
     flat(e.tokens),
@@ -72,23 +73,23 @@ def to_batch(world, problems, rollouts, e: Episodes, turn_reward=None) -> Batch:
   )
   if world.step is None:
     return batch
-  turn = flat(e.turn)
+  turn, (n, g) = flat(e.turn), rollouts.reward.shape
   own = (turn[:, :, None] == jnp.arange(world.turns)[None, None]) & (batch.mask > 0)[:, :, None]
   return batch.replace(
     unit=turn,
     unit_mask=jnp.any(own, axis=1).astype(jnp.float32),
-    owner=jnp.broadcast_to(jnp.arange(rows)[:, None], (rows, world.turns)),
+    owner=rows.owners(n, g, world.turns),
     unit_reward=None if turn_reward is None else flat(turn_reward),
   )
 
 
-def _one_turn(world, config, params, problems, keys, group, choice) -> Episodes:
+def _one_turn(world, config, params, problems, keys, group, choice) -> Written:
   out = sampler.sample(
     config, params, problems.tokens, problems.length, keys,
     group=group, budget=world.answer, stop_ids=(STOP,), choice=choice,
   )  # fmt: skip
   mask = jnp.arange(world.answer)[None, None] < out.length[..., None]
-  return Episodes(out.tokens, out.logp, mask, jnp.zeros_like(out.tokens), out.length, out.stopped)
+  return Written(out.tokens, out.logp, mask, jnp.zeros_like(out.tokens), out.length, out.stopped)
 
 
 class _Live(NamedTuple):
@@ -104,7 +105,7 @@ class _Live(NamedTuple):
   next: Next  # [N, G]
 
 
-def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
+def _turns(world, config, params, problems, keys, group, choice) -> Written:
   n, t = problems.tokens.shape[0], world.answer
   params, prefix, cache, last = sampler.open_cache(
     config, params, problems.tokens, problems.length, group, t
@@ -143,7 +144,7 @@ def _turns(world, config, params, problems, keys, group, choice) -> Episodes:
   draws = sampler.uniforms(keys, jnp.arange(group), jnp.arange(t))
   live, wrote = jax.lax.scan(one, live, jnp.moveaxis(draws, 2, 0))
   token, logp, mine, turn, alive = (jnp.moveaxis(x, 0, -1) for x in wrote)
-  return Episodes(
+  return Written(
     tokens=token,
     logp=logp,
     mask=mine,
@@ -165,7 +166,7 @@ def demonstrate(world: World, problems: Problem, ids: Int[Array, " N"]) -> tuple
     turn, state, ended = jnp.zeros_like(tokens), (), jnp.ones(n, bool)
   else:
     state, mask, turn, length, ended = jax.vmap(lambda p, x: _replay(world, p, x))(problems, tokens)
-  e = Episodes(tokens, jnp.zeros(tokens.shape), mask, turn, length, ended, state)
+  e = Written(tokens, jnp.zeros(tokens.shape), mask, turn, length, ended, state)
   verdict = jax.vmap(world.score)(problems, state, tokens, length)
   e = jax.tree.map(lambda x: x[:, None], e)
   rollouts = Rollouts(
@@ -184,28 +185,12 @@ def with_demonstrations(
   world: World, problems: Problem, rollouts: Rollouts, batch: Batch
 ) -> tuple[Rollouts, Batch]:
   """The worlds' own solutions as one more, given, rollout after those of each problem."""
-  shown, rows = demonstrate(world, problems, rollouts.prompt)
-  n, g = rollouts.reward.shape
-  rows = rows.replace(logp_sampler=jnp.full(rows.tokens.shape, jnp.nan))
-
-  def join(a, b):
-    return jnp.concatenate([a, b], axis=1)
-
-  def join_rows(a, b):
-    joined = join(a.reshape(n, g, *a.shape[1:]), b.reshape(n, 1, *b.shape[1:]))
-    return joined.reshape(n * (g + 1), *a.shape[1:])
-
-  given = jnp.broadcast_to(jnp.arange(g + 1)[None] == g, (n, g + 1))
-  shared = {"prompt_tokens": None, "prompt_length": None}
-  units = rows.owner.shape[1]
-  both = jax.tree.map(join_rows, batch.replace(**shared), rows.replace(**shared)).replace(
-    prompt_tokens=batch.prompt_tokens,
-    prompt_length=batch.prompt_length,
-    owner=jnp.broadcast_to(jnp.arange(n * (g + 1))[:, None], (n * (g + 1), units)),
-  )
-  none = {"prompt": None, "parts": None}
-  whole = jax.tree.map(join, rollouts.replace(**none), shown.replace(**none))
-  return whole.replace(prompt=rollouts.prompt, given=given), both
+  shown, more = demonstrate(world, problems, rollouts.prompt)
+  more = more.replace(logp_sampler=jnp.full(more.tokens.shape, jnp.nan))
+  whole, batch = rows.join_rollouts(rollouts.replace(parts=None), batch, shown, more)
+  (n, g), last = whole.reward.shape, rollouts.reward.shape[1]
+  given = jnp.broadcast_to(jnp.arange(g)[None] == last, (n, g))
+  return whole.replace(given=given), batch
 
 
 def _replay(world, problem, tokens):

@@ -27,7 +27,7 @@ def followed_by(
   return jnp.where(place < 0, before, jnp.where(place < size, after, 0))
 
 
-def rows(tokens: Int[Array, "R T"], mask: Float[Array, "R T"], like: Batch) -> Batch:
+def scored_rows(tokens: Int[Array, "R T"], mask: Float[Array, "R T"], like: Batch) -> Batch:
   """A batch to be scored: these rows after the prompts of `like`, as many of each prompt."""
   count = tokens.shape[0]
   return Batch(

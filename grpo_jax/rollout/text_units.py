@@ -11,7 +11,7 @@ import numpy as np
 from grpo_jax.rollout.collect import Sampling
 
 
-def split(texts: list[str], cut: str, units: int) -> np.ndarray:
+def units_of(texts: list[str], cut: str, units: int) -> np.ndarray:
   """i32[T], the unit of every token; texts: what each token adds."""
   ends = np.cumsum([len(t) for t in texts], dtype=np.int64)
   whole, at, done = "".join(texts), 0, []
@@ -33,7 +33,7 @@ def fields(s: Sampling, tokens: np.ndarray, mask: np.ndarray, rewards: np.ndarra
   for row in range(rows):
     size = int(mask[row].sum())
     texts = [s.tokenizer.token_texts[i] for i in tokens[row, :size].tolist()]
-    unit[row, :size] = split(texts, s.cut, s.units)
+    unit[row, :size] = units_of(texts, s.cut, s.units)
   there = (unit[:, :, None] == np.arange(s.units)) & (mask > 0)[:, :, None]
   out: dict[str, Any] = {
     "unit": unit,

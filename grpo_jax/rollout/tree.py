@@ -38,7 +38,7 @@ from grpo_jax.rollout.collect import (
   prompt_keys,
   text_of,
 )
-from grpo_jax.rollout.plans import Game, Played, Where, observe
+from grpo_jax.rollout.plans import Draw, Game, Where, observe
 from grpo_jax.types import Batch, Rollouts, Tree
 
 LOOPS = ("llm", "fused")
@@ -86,10 +86,10 @@ def check(plan: Tree, where: Where) -> None:
 # ---- token worlds --------------------------------------------------------------------------------
 
 
-def play(plan: Tree, game: Game) -> Played:
+def play(plan: Tree, game: Game) -> Draw:
   """Rollouts are nodes. An unfinished inner node has reward 0, is not correct and not truncated."""
   world, problems = game.world, game.problems
-  levels = grow(
+  levels = grow_tree(
     game.config, game.params, problems.tokens, problems.length, game.keys,
     plan=plan, budget=world.answer, stop_ids=(STOP,),
   )  # fmt: skip
@@ -98,7 +98,7 @@ def play(plan: Tree, game: Game) -> Played:
   rollouts = assemble(plan, levels, verdicts, game.ids)
   batch = to_batch(levels, plan, problems.tokens, problems.length)
   watched = observe(rollouts, jnp.sum(batch.mask), reach(plan, rollouts), ends(rollouts))
-  return Played(rollouts, batch, problems, watched)
+  return Draw(rollouts, batch, problems, watched)
 
 
 def assemble(plan: Tree, levels: list["Level"], verdicts: list[Verdict], ids) -> Rollouts:
@@ -153,7 +153,7 @@ def _family(plan: Tree) -> tuple[Int[Array, " G"], Int[Array, " G"]]:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "plan", "budget", "stop_ids", "choice"))
-def grow(
+def grow_tree(
   config: ModelConfig,
   params: Any,
   prompt: Int[Array, "N P"],
@@ -295,14 +295,14 @@ def collect(plan: Tree, ask: Ask) -> Collected:
   start = time.monotonic()
   prompt, prompt_length = encode(s, [p.prompt for p in problems])
   put = sharding.put((padded(s, prompt), padded(s, prompt_length)), sharding.rows(s.mesh))
-  levels = grow(
+  levels = grow_tree(
     s.config, ask.params, *put, prompt_keys(s, problems, ask.step),
     plan=plan, budget=s.budget, stop_ids=s.stop_ids, choice=s.choice,
     trunk=np.asarray(s.trunk, np.int32) if s.trunk else None,
   )  # fmt: skip
   levels = [
     jax.tree.map(lambda x: np.asarray(x)[: len(problems)], level)
-    for level in sharding.fetch(levels)
+    for level in sharding.to_host(levels)
   ]
   sampled = time.monotonic()
   verdicts, alive, texts, scores = _judged(ask, problems, levels)
@@ -313,8 +313,7 @@ def collect(plan: Tree, ask: Ask) -> Collected:
   longest = max(int(level.length.max()) for level in levels)
   width = min(bucket(longest), s.budget)
   narrow = [x._replace(tokens=x.tokens[..., :width], logp=x.logp[..., :width]) for x in levels]
-  rollouts = assemble(plan, levels, verdicts, ids)
-  batch = to_batch(narrow, plan, prompt, prompt_length)
+  rollouts, batch = _records(plan, levels, narrow, verdicts, ids, prompt, prompt_length)
   shown = _paths(levels, verdicts, ids)
   fed = sum(int(level.own.sum()) for level in levels)
   whole = int(np.asarray(shown.length).sum())
@@ -328,6 +327,11 @@ def collect(plan: Tree, ask: Ask) -> Collected:
     shown=shown,
     counts={"tokens_fed": fed, "tokens_fed_without_reuse": whole},
   )
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _records(plan, levels, narrow, verdicts, ids, prompt, prompt_length):
+  return assemble(plan, levels, verdicts, ids), to_batch(narrow, plan, prompt, prompt_length)
 
 
 def _ended(level: Level, last: bool) -> np.ndarray:

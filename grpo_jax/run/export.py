@@ -30,7 +30,7 @@ def export(c, parts, state, say) -> None:
   if _taken(Path(c.export)):
     say(f"export: {c.export} exists already; left as it is")
     return
-  params = sharding.fetch({k: v for k, v in state.params.items() if k != "value"})
+  params = sharding.to_host({k: v for k, v in state.params.items() if k != "value"})
   if jax.process_index() == 0:
     safetensors_file.save(c.export, parts.sampling.config, params, parts.sampling.tokenizer)
     say(f"exported to {c.export}")

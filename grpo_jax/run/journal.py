@@ -99,7 +99,7 @@ class Journal:
     """Every log.rollouts_every steps, and at the first and the last step."""
     if step % self.c.log.rollouts_every and step not in (1, self.c.steps):
       return
-    per_token = sharding.fetch(per_token)
+    per_token = sharding.to_host(per_token)
     if self.main:
       log_rollouts(self.workdir, step, got, per_token, parts, self.c.log.rollouts_prompts)
 

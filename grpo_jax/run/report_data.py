@@ -226,18 +226,18 @@ def _about_evaluation(out: list, run: dict, say) -> list:
 
 def choose_rollouts(workdir: Path, budget: int = ROLLOUT_BYTES) -> list[dict]:
   """Rollouts of steps spread over the run, the first and the last among them, within the budget."""
-  files = spread(sorted((workdir / "rollouts").glob("step_*.jsonl")), ROLLOUT_STEPS)
+  files = band(sorted((workdir / "rollouts").glob("step_*.jsonl")), ROLLOUT_STEPS)
   steps = [_compact(rollout_log.read_rollouts(path)) for path in files]
   steps = [s for s in steps if s["groups"]]
   sizes = {id(s): len(json.dumps(s)) for s in steps}
   count = len(steps)
-  while count > 2 and sum(sizes[id(s)] for s in spread(steps, count)) > budget:
+  while count > 2 and sum(sizes[id(s)] for s in band(steps, count)) > budget:
     count -= 1
-  kept = spread(steps, count)
+  kept = band(steps, count)
   return [_shrink(s, budget // max(len(kept), 1)) for s in kept] if count <= 2 else kept
 
 
-def spread(items: list, count: int) -> list:
+def band(items: list, count: int) -> list:
   """At most `count` items at even distances, the first and the last included."""
   if len(items) <= count:
     return items

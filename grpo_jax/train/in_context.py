@@ -34,7 +34,7 @@ WHOLE = ("seeds", "steps", "log.every", "checkpoint.every", "checkpoint.keep", "
 def run(c, workdir: Path, say=print) -> dict:
   """Trains `c.seeds` models in `workdir`, or goes on where its last whole checkpoint stands."""
   start = time.monotonic()
-  layout, method, config, plan = build(c)
+  layout, method, config, plan = parts_of(c)
   folder.check_folder(c, workdir)
   if (final := folder.final_of(workdir, c.steps)) is not None:
     in_context_page.write(workdir)
@@ -86,7 +86,7 @@ def run(c, workdir: Path, say=print) -> dict:
   return final
 
 
-def build(c):
+def parts_of(c):
   """(layout, method, config, plan) of a config. UserError, one line, for what cannot be."""
   for field in WHOLE:
     value = c
@@ -122,7 +122,6 @@ def build(c):
     b2=o.b2,
     wide=c.model.wide,
     pairs=c.pairs,
-    gate_rate=c.gate_rate,
     every=c.log.every,
     exam=size,
   )
@@ -149,7 +148,7 @@ def sources(c, layout: Layout, say=print) -> tuple[Layout, Source | None, Source
   the states of continuous histories. UserError as in_context_histories.obtain."""
   if "histories" not in c.data:
     if layout.history:
-      raise UserError(f"tokens={layout.kind!r}: set data.histories, as configs/t2mir.py:ad does")
+      raise UserError(f"tokens={layout.kind!r}: set data.histories")
     return layout, None, None
   plan = in_context_histories.plan_of(c.data.histories.to_dict())
   train, heldout = in_context_histories.both(layout.family, layout.steps, plan, say)

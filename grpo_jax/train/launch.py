@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from grpo_jax.errors import UserError
+from grpo_jax.models.embedded import cache_folder
 from grpo_jax.names import unknown
 
 # Modules of train/, by the name in a config.
@@ -22,12 +23,6 @@ LAUNCHED = (
 )
 # The number of processes as launchers give it, whether jax knows them or not.
 COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-
-
-def cache_folder() -> Path:
-  """GRPO_JAX_CACHE, else the user's cache folder."""
-  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(os.environ.get("GRPO_JAX_CACHE") or Path(base) / "grpo_jax")
 
 
 def join_hosts() -> bool:

@@ -82,8 +82,8 @@ def run(c, workdir: Path, say=print) -> dict:
     key = setup.step_key(c, parts, step)
     credit = parts.credit(state.method_state, state.step, rollouts, batch)
     state, metrics, per_token = parts.update(state, rollouts, batch, credit, key)
-    state, metrics = setup.remember(parts, state, rollouts, batch, metrics)
-    metrics = sharding.fetch(metrics)
+    state, metrics = setup.after_update(parts, state, rollouts, batch, metrics)
+    metrics = sharding.to_host(metrics)
 
     # log, evaluate, save
     done = time.monotonic()

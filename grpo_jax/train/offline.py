@@ -78,8 +78,8 @@ def run(c, workdir: Path, say=print) -> dict:
     key = setup.step_key(c, parts, step)
     credit = parts.credit(state.method_state, state.step, rollouts, batch)
     state, metrics, per_token = parts.update(state, rollouts, batch, credit, key)
-    state, metrics = setup.remember(parts, state, rollouts, batch, metrics)
-    metrics = sharding.fetch(metrics)
+    state, metrics = setup.after_update(parts, state, rollouts, batch, metrics)
+    metrics = sharding.to_host(metrics)
 
     # log, evaluate, save
     done = time.monotonic()
@@ -143,7 +143,7 @@ def make_measure(c, parts, examples):
         batch = parts.supply(state.params, parts.reference, None, batch)
       fwd = parts.score(state.params, batch)
       found = loss_of(state.method_state, state.step, rollouts, batch, fwd)
-      for k, v in sharding.fetch(found).items():
+      for k, v in sharding.to_host(found).items():
         total[k] = total.get(k, 0.0) + float(v) * len(chunk) / len(examples)
     return {f"eval_{k}": v for k, v in total.items() if k != "weight"}
 

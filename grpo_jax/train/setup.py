@@ -374,7 +374,7 @@ def step_key(c, parts: Run, step: int):
   return sharding.put(key, sharding.replicated(parts.mesh))
 
 
-def remember(parts: Run, state: TrainState, rollouts, batch, metrics):
+def after_update(parts: Run, state: TrainState, rollouts, batch, metrics):
   """(state with the method's memory brought up to date, metrics with what that found)."""
   if parts.remember is None:
     return state, metrics

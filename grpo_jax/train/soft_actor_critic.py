@@ -55,7 +55,7 @@ class Sizes:
 
 
 @record
-class Learner(Record):
+class LearnerState(Record):
   params: Any  # {"actor", "critics", "log_alpha"}
   slow: Any  # of the critics
   opt_state: Any
@@ -147,7 +147,7 @@ def learn(
 
   def begin(key):
     params = nets.init(key)
-    return Learner(params=params, slow=params["critics"], opt_state=tx.init(params))
+    return LearnerState(params=params, slow=params["critics"], opt_state=tx.init(params))
 
   learners = jax.jit(jax.vmap(begin))(jax.random.split(jax.random.fold_in(key, 0), count))
   room = lambda *shape: jnp.zeros((count, episodes * horizon, *shape))
@@ -166,7 +166,7 @@ def _make_episode(family: Family, nets: Networks, plan: Sizes, tx):
   random is drawn at its start: far fewer draws to compile."""
   blocks = family.horizon // plan.every
 
-  def update(learner: Learner, replay: Transitions, filled, share, noise):
+  def update(learner: LearnerState, replay: Transitions, filled, share, noise):
     where = jnp.minimum((share * filled).astype(jnp.int32), filled.astype(jnp.int32) - 1)
     batch = jax.tree.map(lambda x: x[where], replay)
     loss = lambda params: losses(nets, plan, params, learner.slow, batch, noise)
@@ -175,9 +175,9 @@ def _make_episode(family: Family, nets: Networks, plan: Sizes, tx):
       updates, opt_state = tx.update(gradient, learner.opt_state)
       params: Any = optax.apply_updates(learner.params, updates)
       slow = optax.incremental_update(params["critics"], learner.slow, plan.tau)
-    return Learner(params=params, slow=slow, opt_state=opt_state)
+    return LearnerState(params=params, slow=slow, opt_state=opt_state)
 
-  def choose(learner: Learner, seen, noise):
+  def choose(learner: LearnerState, seen, noise):
     return nets.act(learner.params["actor"], seen, noise).action
 
   def episode(tasks, learners, replay, key, number):

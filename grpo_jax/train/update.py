@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grpo_jax.core import rows
 from grpo_jax.models.policy import Forward
 from grpo_jax.types import Batch, Credit, Fwd, Method, Metrics, Rollouts, TrainState
 
@@ -60,30 +61,13 @@ def _fresh(tx: optax.GradientTransformation, params: Any, old: Any) -> Any:
   return jax.tree.map(keep, tx.init(params), old, is_leaf=scheduled)
 
 
-def _take(tree: Any, count: int, pieces: int, index) -> Any:
-  """Piece `index` of every array whose leading dimension is a multiple of `count` prompts.
-
-  Piece j holds the prompts j, j + pieces, ...: with prompts split over devices in blocks, every
-  device has its share of every piece.
-  """
-
-  def pick(x):
-    per = x.shape[0] // count
-    x = x.reshape(count // pieces, pieces, per, *x.shape[1:])
-    x = jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False)
-    return x.reshape(count // pieces * per, *x.shape[2:])
-
-  return jax.tree.map(pick, tree)
-
-
 def _piece(shape: tuple[int, int], batch: Batch, credit: Credit, pieces: int, index):
   """Batch and credit of one piece of [N, G] = `shape`, with `owner` counted inside the piece."""
   count, group = shape
   if pieces == 1:
     return batch, credit
-  prompt = batch.owner // group  # prompts of a piece are index, index + pieces, ...
-  batch = batch.replace(owner=(prompt - index) // pieces * group + batch.owner % group)
-  return _take((batch, credit), count, pieces, index)
+  batch, credit = rows.piece((batch, credit), count, pieces, index)
+  return rows.recounted(batch, (count // pieces, group)), credit
 
 
 def _combine(a: Metrics, b: Metrics) -> Metrics:
@@ -95,11 +79,11 @@ def _observe(fwd: Fwd, batch: Batch, tokens: jax.Array) -> Metrics:
   """What every run logs, whatever its method. `tokens`: trained tokens of the whole mini-batch."""
   out = {"tokens": jnp.sum(batch.mask)}
   if fwd.entropy is not None:
-    out["entropy"] = jnp.sum(batch.mask * fwd.entropy) / tokens
+    known = (batch.mask > 0) & ~jnp.isnan(fwd.entropy)  # NaN: dead; a loss says it where not
+    out["entropy"] = jnp.sum(jnp.where(known, fwd.entropy, 0)) / tokens
   if batch.logp_sampler is not None:
-    sampled = (batch.mask > 0) & ~jnp.isnan(batch.logp_sampler)
-    gap = jnp.where(sampled, jnp.abs(fwd.logp - batch.logp_sampler), 0)
-    out["max_logp_gap"] = jnp.max(gap)
+    gap = jnp.abs(fwd.logp - batch.logp_sampler)
+    out["max_logp_gap"] = jnp.max(jnp.where((batch.mask > 0) & ~jnp.isnan(gap), gap, 0))
   return out
 
 
@@ -124,7 +108,6 @@ def make_update(
   cut: Cut = Cut(),
   learning_rate: Callable[[jax.Array], jax.Array] | None = None,
   shardings: TrainState | None = None,
-  settle: Callable[[Any, Any], Any] | None = None,
 ):
   """update(state, rollouts, batch, credit, key) -> (state, metrics, tokens), jitted, `state`
   donated.
@@ -134,8 +117,7 @@ def make_update(
   (logp, entropy, ratio, adv) for the rollout viewer. `key` shuffles prompts into mini-batches when
   there are several. Advantages and denominators are those of the whole batch (types.Credit).
   shardings: of the state, which the new state keeps; left to XLA, they may differ from the old
-  ones, and every program that reads the state is compiled once more. settle(new params, old) ->
-  params after every optimizer step: slow copies, projections.
+  ones, and every program that reads the state is compiled once more.
   """
 
   def loss_of(params, batch: Batch, credit: Credit, tokens):
@@ -165,7 +147,7 @@ def make_update(
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
     zero[1].update({k: v - jnp.inf for k, v in zero[1].items() if k.startswith("max_")})
     (grads, metrics), pieces = jax.lax.scan(add, zero, jnp.arange(cut.micro))
-    return grads, metrics, jax.tree.map(lambda x: _interleave(x, shape), pieces)
+    return grads, metrics, jax.tree.map(lambda x: rows.interleave(x, shape[0]), pieces)
 
   def one_update(carry, shape, batch, credit):
     params, opt_state = carry
@@ -174,7 +156,8 @@ def make_update(
       updates, opt_state = tx.update(grads, opt_state, params)
     metrics["grad_norm"] = optax.tree.norm(grads)
     new = optax.apply_updates(params, updates)
-    return (new if settle is None else settle(new, params), opt_state), metrics, per_token
+    new = new if method.settle is None else method.settle(new, params)
+    return (new, opt_state), metrics, per_token
 
   def update(state: TrainState, rollouts: Rollouts, batch: Batch, credit: Credit, key: jax.Array):
     opt_state = state.opt_state
@@ -220,21 +203,5 @@ def make_update(
 
 def _reorder(shape: tuple[int, int], batch: Batch, credit: Credit, order: jax.Array):
   """Prompts in another order, rows with them; `owner` keeps pointing at its rollout."""
-  count, group = shape
-
-  def move(x):
-    y = x.reshape(count, x.shape[0] // count, *x.shape[1:])
-    return jnp.take(y, order, axis=0).reshape(x.shape)
-
-  place = jnp.argsort(order)  # where each prompt went
-  owner = place[batch.owner // group] * group + batch.owner % group
-  return jax.tree.map(move, (batch.replace(owner=owner), credit))
-
-
-def _interleave(pieces: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """[micro, R / micro, T] -> [R, T], undoing `_take`."""
-  micro, rows, t = pieces.shape
-  count = shape[0]
-  per = micro * rows // count
-  x = pieces.reshape(micro, count // micro, per, t).transpose(1, 0, 2, 3)
-  return x.reshape(micro * rows, t)
+  batch, credit = rows.take((batch, credit), shape[0], order)
+  return rows.recounted(batch, shape), credit

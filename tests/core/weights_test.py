@@ -137,7 +137,7 @@ def test_trap_16_truncated_rollouts_leave_numerator_and_denominator():
 
 def test_unknown_names_and_missing_budgets_name_the_fix():
   batch, rollouts = plain([1], 1)
-  with pytest.raises(UserError, match="use one of rollout_mean, token_mean"):
+  with pytest.raises(UserError, match="^aggregate: unknown name .seq-mean.; .*rollout_mean"):
     weights.aggregate("seq-mean", batch, rollouts)
-  with pytest.raises(UserError, match="max_tokens=None must be the token budget"):
+  with pytest.raises(UserError, match="max_tokens=None: must be the token budget"):
     weights.aggregate("constant", batch, rollouts)

@@ -50,7 +50,7 @@ def test_all_copies_under_any_vmap_are_one_call_and_equal_those_alone():
   made, calls = fake(positions=2, actions=1)
   states = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
   acted = np.random.default_rng(1).normal(size=(3, 5, 1)).astype(np.float32)
-  step = lambda s, a: simulator.follow(made, s, a)
+  step = lambda s, a: simulator.advance(made, s, a)
   many = jax.jit(jax.vmap(jax.vmap(step)))(states, acted)
   assert [shape for shape, _ in calls] == [(15, 4)]
   alone = jax.jit(step)
@@ -63,7 +63,7 @@ def test_all_copies_under_any_vmap_are_one_call_and_equal_those_alone():
 def test_parameters_are_those_of_the_copy():
   made, calls = fake(positions=2, actions=1)
   mass = jnp.asarray([[1.0, 0.0], [3.0, 0.0]])
-  step = jax.vmap(lambda m: simulator.follow(made, jnp.zeros(4), jnp.zeros(1), {"body_mass": m}))
+  step = jax.vmap(lambda m: simulator.advance(made, jnp.zeros(4), jnp.zeros(1), {"body_mass": m}))
   np.testing.assert_allclose(jax.jit(step)(mass)[:, 0], [0.1, 0.3], atol=1e-6)
   assert calls == [((2, 4), {"body_mass": (2, 2)})]
 

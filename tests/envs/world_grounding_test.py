@@ -83,5 +83,5 @@ def test_boxes_stand_everywhere_they_fit():
 
 
 def test_unknown_tasks_are_named():
-  with pytest.raises(ValueError, match="point or box"):
+  with pytest.raises(ValueError, match="known: box, point"):
     tw.get("grounding", task="circle")

@@ -198,6 +198,18 @@ def test_equal_tries_go_to_the_smaller_rate_and_the_earlier_value():
   assert best == {"lr": 3e-4, "knob": 0.1}
 
 
+def test_arguments_that_count_updates_grow_with_a_run():
+  c, _ = simulated()
+  with c.unlocked():
+    c.scaled = ("total_steps",)
+    c.arms["method"].args = {"total_steps": 8, "eps": 8}
+  trial = {"lr": 0.1, "knob": None}
+  for share, steps in ((0.5, 4), (1, 8), (4, 32)):
+    spec = study.cell(c, "strong", "method", trial, share).spec
+    assert spec["args"] == {"total_steps": steps, "eps": 8} and spec["plan"]["updates"] == steps
+  assert study.cell(c, "strong", "base", trial, 0.5).spec["args"] == {}
+
+
 def test_arms_with_unequal_tries_are_refused():
   c, module = simulated()
   with c.unlocked():
@@ -347,7 +359,7 @@ def test_a_study_leaves_its_evidence_and_the_same_command_runs_nothing_again(
   assert kept["scale"]["parameters"] > 1000 and kept["scale"]["tokens"] > 4
   from experiments.common import fused_runs
 
-  monkeypatch.setattr(fused_runs, "compiled", pytest.fail)
+  monkeypatch.setattr(fused_runs.Programs, "run", pytest.fail)
   claim.test(c, tmp_path / "run", tmp_path / "out", lines.append)
   again = json.loads((tmp_path / "out/verdict.json").read_text())
   assert again["history"] == kept["history"] and again["found"] == kept["found"]

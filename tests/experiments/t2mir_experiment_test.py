@@ -84,7 +84,7 @@ def test_marks_read_the_tokens_behind_the_query_and_the_contexts_that_tell_their
 
 
 def built(arm):
-  layout, method, config, plan = in_context_loop.build(t2mir.get_config(arm))
+  layout, method, config, plan = in_context_loop.parts_of(t2mir.get_config(arm))
   init = program.make_program(layout, method, config, plan).init
   return jax.eval_shape(lambda: init(0)).params, config.moe
 

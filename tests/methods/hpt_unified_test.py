@@ -9,6 +9,7 @@ import problems
 import pytest
 from transcription_test import difference, mean, rollouts, std, steps
 
+from experiments.hpt_unified import rivals
 from grpo_jax import methods
 from grpo_jax.core import unified
 from grpo_jax.errors import UserError
@@ -247,8 +248,18 @@ def test_shuffled_decisions_keep_their_number_and_change_with_the_step():
     weight = np.asarray(method.credit((), made.replace(step=jnp.int32(step)), batch).weight)
     found.append(weight.reshape(6, 5, -1)[:, -1].sum(-1) > 0)
   assert all(x.sum() == 2 for x in found) and len({x.tobytes() for x in found}) > 2
-  with pytest.raises(UserError, match="rollouts.step is None; shuffle draws anew"):
+  with pytest.raises(UserError, match="rollouts.step is None; give the updates"):
     method.credit((), made.replace(step=None), batch)
+
+
+def test_a_switch_is_sft_before_that_update_and_rl_from_it_on():
+  p = problem(3, dead=0)
+  made, batch, *_ = problems.lay_out(p, "flat")
+  credit = lambda step, **kwargs: methods.get("hpt_unified", max_tokens=9, **kwargs).credit(
+    (), made.replace(step=jnp.int32(step)), batch
+  )
+  for step, gate in ((0, 1.0), (3, 1.0), (4, -1.0), (9, -1.0)):
+    jax.tree.map(np.testing.assert_array_equal, credit(step, switch=4), credit(step, gate=gate))
 
 
 def test_bad_input_is_one_line():
@@ -256,6 +267,27 @@ def test_bad_input_is_one_line():
     methods.get("hpt_unified", max_tokens=9, sft_mean="rows")
   with pytest.raises(UserError, match="max_tokens=0: must be the token budget"):
     methods.get("hpt_unified", max_tokens=0)
+
+
+# ---- rivals of the study -------------------------------------------------------------------------
+
+
+def test_luffy_is_its_row_of_the_table_on_demonstrations_and_dr_grpo_on_samples():
+  p = problem(3, dead=0.1)
+  made, batch, fwd, place = problems.lay_out(p, "flat")
+  method = rivals.luffy(9)
+  credit = method.credit((), made, batch)
+  grad = np.asarray(problems.value_and_grad(method, fwd, batch, credit)[2])[place]
+  here, shape = rollouts(p), p.reward.shape
+  expected = np.zeros(p.trained.shape)
+  for i, j in here:
+    adv = p.reward[i, j] - mean([p.reward[i, k] for k in range(shape[1]) if p.alive[i, k]])
+    for t in steps(p, i, j):
+      pi, old = (math.exp(p.fields[name][i, j, t]) for name in ("logp", "logp_old"))
+      push = 0.1 * pi / (pi + 0.1) ** 2 if p.given[i, j] else pi / old
+      expected[i, j, t] = -adv * push / (9 * len(here))
+  assert np.abs(expected[p.given]).max() > 1e-4 < np.abs(expected[~p.given]).max()
+  np.testing.assert_allclose(np.where(p.trained, grad, 0), expected, rtol=2e-5, atol=1e-8)
 
 
 # ---- demonstrations beside samples ---------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_what_the_mask_excludes_reaches_neither_output_nor_gradient(config):
 
 @pytest.mark.parametrize(
   ("bad", "message"),
-  [({"activation": "gelu"}, "activation='gelu'"), ({"hidden": (0,)}, "at least 1")],
+  [({"activation": "gelu"}, "activation: unknown name 'gelu'"), ({"hidden": (0,)}, "at least 1")],
 )
 def test_bad_sizes_and_names_are_refused(bad, message):
   with pytest.raises(UserError, match=message):

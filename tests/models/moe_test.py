@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grpo_jax import methods
 from grpo_jax.core import contrastive
 from grpo_jax.errors import UserError
 from grpo_jax.models.moe import dispatch as moe_dispatch
@@ -243,7 +244,7 @@ def test_hard_routing_sends_a_sequence_to_one_choice_of_experts():
 
 
 def whole(seed=0):
-  """Parameters of a model with one layer with experts, as `update_key_gate` finds them."""
+  """Parameters of a model with one layer with experts, as T2MIR's `settle` finds them."""
   layer = {"moe": params_of(CONFIG, seed)}
   return {"layers": {"0": layer}, "key_gate": {"0": params_of(CONFIG, 9)["task"]["gate"]}}
 
@@ -271,10 +272,11 @@ def test_k_has_no_gradient_at_all():
 
 def test_key_gate_follows_the_task_gate_by_the_closed_form():
   tau, steps, params = 0.1, 5, whole()
+  settle = methods.get("t2mir", gate_rate=tau).settle
   fast = params["layers"]["0"]["moe"]["task"]["gate"]
   first = params["key_gate"]["0"]
   for _ in range(steps):  # theta fixed: theta' = (1 - tau)^n theta'_0 + (1 - (1 - tau)^n) theta
-    params = moe.update_key_gate(params, tau)
+    params = settle(params, params)
   left = (1 - tau) ** steps
   for name in ("w1", "w2"):
     expected = left * first[name] + (1 - left) * fast[name]
@@ -287,7 +289,8 @@ def test_key_gate_of_moving_parameters_is_their_weighted_sum():
   expected = (1 - tau) ** 3 * start
   for n, seed in enumerate((1, 2, 3)):
     fast = params_of(CONFIG, seed)
-    params = moe.update_key_gate({**params, "layers": {"0": {"moe": fast}}}, tau)
+    moved = {"layers": {"0": {"moe": fast}}, "key_gate": {"0": "what an optimizer made of it"}}
+    params = methods.get("t2mir", gate_rate=tau).settle(moved, params)
     expected = expected + tau * (1 - tau) ** (2 - n) * fast["task"]["gate"]["w1"]
   np.testing.assert_allclose(params["key_gate"]["0"]["w1"], expected, rtol=0, atol=1e-5)
 
@@ -297,7 +300,7 @@ def test_key_gates_start_as_copies_and_models_without_them_pass_through():
   gates = moe.init_key_gates(layers)
   assert set(gates) == {"0"}
   np.testing.assert_array_equal(gates["0"]["w1"], layers["0"]["moe"]["task"]["gate"]["w1"])
-  assert moe.update_key_gate({"layers": {}}) == {"layers": {}}
+  assert methods.get("t2mir").settle({"layers": {}}, {}) == {"layers": {}}
 
 
 # ---- sizes ---------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ def test_one_expert_is_a_dense_layer():
     ({"experts": 1}, "moe.experts"),
     ({"task_experts": -1}, "moe.task_experts"),
     ({"top_k": 0}, "moe.top_k"),
-    ({"hidden": 0}, "moe.top_k"),
+    ({"hidden": 0}, "moe.hidden"),
     ({"dispatch": "capacity"}, "moe.dispatch"),
   ],
 )

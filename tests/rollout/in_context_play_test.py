@@ -91,7 +91,7 @@ def test_pulls_through_the_cache_are_those_of_reading_the_whole_context_anew():
   layout = Layout(BANDIT, 6)
   config, params = loud(layout)
   tasks, _ = some(BANDIT, 6, 4)
-  pull = jax.jit(functools.partial(in_context.pull, layout, config, steps=6, greedy=True))
+  pull = jax.jit(functools.partial(in_context.play_bandit, layout, config, steps=6, greedy=True))
   pulls = pull(params, tasks, jax.random.key(1))
   ones = jnp.ones((4, 6, 1))
   data = Transitions(state=ones, action=pulls.action, next_state=ones, reward=pulls.reward)
@@ -167,7 +167,7 @@ def test_offline_marks_are_those_of_one_context_at_a_time():
   config, params = loud(layout)
   tasks, data = some(BANDIT, 6, 3)
   states = jnp.ones((3, 1))
-  marks = jax.jit(functools.partial(in_context.offline, layout, config))(
+  marks = jax.jit(functools.partial(in_context.with_given_data, layout, config))(
     params, tasks, states, data
   )
   read = jax.jit(lambda data: model.apply(config, params, layout.encode(jnp.ones(1), data)[None]))
@@ -239,10 +239,10 @@ def test_what_cannot_be_is_refused_in_one_line():
   tasks, _ = some(BANDIT, 6, 1)
   key = jax.random.key(0)
   with pytest.raises(UserError, match="steps=7: the context has room for 6"):
-    in_context.pull(layout, config, params, tasks, key, 7)
+    in_context.play_bandit(layout, config, params, tasks, key, 7)
   room = Layout(ROOM, 3)
   with pytest.raises(UserError, match="has several states"):
-    in_context.pull(room, config, params, tasks, key, 2)
+    in_context.play_bandit(room, config, params, tasks, key, 2)
   with pytest.raises(UserError, match="data.steps=3: must be a multiple of the horizon"):
     in_context.play(room, config, params, ROOM.heldout, key, 1)
   with pytest.raises(UserError, match="tokens='pair': use one of transition, split, history"):

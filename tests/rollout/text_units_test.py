@@ -25,10 +25,10 @@ def naive(texts, cut, units):
   st.integers(1, 5),
 )
 def test_the_unit_of_a_token_counts_the_cuts_completed_before_it(texts, cut, units):
-  found = text_units.split(texts, cut, units)
+  found = text_units.units_of(texts, cut, units)
   assert found.tolist() == naive(texts, cut, units)
   assert found.dtype == np.int32
 
 
 def test_a_cut_that_two_tokens_complete_ends_with_the_second():
-  assert text_units.split(["a", ",", " b", ", ", "c"], ", ", 9).tolist() == [0, 0, 0, 1, 2]
+  assert text_units.units_of(["a", ",", " b", ", ", "c"], ", ", 9).tolist() == [0, 0, 0, 1, 2]

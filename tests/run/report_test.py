@@ -295,7 +295,7 @@ def test_one_huge_step_of_rollouts_is_cut_to_the_budget(tmp_path):
 def test_spread_keeps_the_ends_and_even_distances():
   for n in range(1, 30):
     for k in range(1, 12):
-      kept = report_data.spread(list(range(n)), k)
+      kept = report_data.band(list(range(n)), k)
       assert len(kept) == len(set(kept)) == min(n, k) and kept[-1] == n - 1
       if k > 1:
         assert kept[0] == 0

@@ -127,7 +127,7 @@ def test_a_learner_plays_as_its_own_rule_says():
   games = jax.tree.map(np.asarray, played)
   for g in range(4):
     for t in range(8):
-      count, total = words.tally(
+      count, total = words.tally_text(
         3, list(zip(games.action[g, :t], games.reward[g, :t], strict=True))
       )
       value, bonus = words.guide(count, total)

@@ -42,7 +42,7 @@ def test_the_texts_of_one_history():
 
 @given(PULLS)
 def test_guidance_is_the_formula_of_the_paper(pulls):
-  value, bonus = words.guide(*words.tally(3, pulls), alpha=0.7)
+  value, bonus = words.guide(*words.tally_text(3, pulls), alpha=0.7)
   for a in range(3):
     rewards = [r for arm, r in pulls if arm == a]
     if not rewards:

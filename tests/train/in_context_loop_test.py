@@ -143,9 +143,7 @@ def test_continuous_labels_are_learnt_by_the_squared_error_of_tanh():
 
 # ---- steps ---------------------------------------------------------------------------------------
 
-SMALL = in_context.Sizes(
-  steps=2, batch=6, every=1, lr=1e-2, weight_decay=0.5, pairs=True, gate_rate=0.25
-)
+SMALL = in_context.Sizes(steps=2, batch=6, every=1, lr=1e-2, weight_decay=0.5, pairs=True)
 MOE = MoEConfig(experts=2, task_experts=3, top_k=1, hidden=8)
 
 
@@ -178,7 +176,7 @@ def routed():
 
 def test_the_key_gate_follows_the_gate_once_after_every_optimizer_step():
   layout, config = routed()
-  program = in_context.make_program(layout, methods.get("t2mir"), config, SMALL)
+  program = in_context.make_program(layout, methods.get("t2mir", gate_rate=0.25), config, SMALL)
   state = jax.jit(program.init)(0)
   slow = state.params["key_gate"]["0"]
   stretch = jax.jit(program.stretch)
@@ -245,7 +243,7 @@ def test_what_the_loop_cannot_give_is_refused_by_name():
   layout = Layout(BANDIT, 4)
   config = in_context.make_config(layout)
   for name in ("grpo", "dpo"):
-    with pytest.raises(UserError, match="use dpt, t2mir or sft"):
+    with pytest.raises(UserError, match="one a context, as sft does"):
       in_context.make_program(layout, methods.get(name), config, in_context.Sizes())
 
 
@@ -305,12 +303,12 @@ SPECS += [f"t2mir.py:{v}" for v in ("darkroom,task,debug", "ad,debug")]
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_variant_builds(spec):
   c = cli.load_config(f"configs/{spec}")[0]
-  *_, config, _ = in_context_loop.build(c)
+  *_, config, _ = in_context_loop.parts_of(c)
   assert (config.moe is not None) == (c.method == "t2mir")
 
 
 def test_the_dense_arm_has_as_many_weights_as_a_token_meets_of_the_full_one():
-  full, dense = (in_context_loop.build(t2mir.get_config(v))[2].moe for v in ("full", "dense"))
+  full, dense = (in_context_loop.parts_of(t2mir.get_config(v))[2].moe for v in ("full", "dense"))
   width = t2mir.get_config().model.hidden
   met = (
     2 * full.top_k * full.hidden * (width + width // 2)
@@ -338,8 +336,8 @@ def test_the_dense_arm_has_as_many_weights_as_a_token_meets_of_the_full_one():
     ("optimizer.lr=0.0", "lr must be above 0"),
     ("optimizer.b2=1.0", "optimizer.b2=1.0: must be"),
     ("optimizer.schedule=step", "optimizer.schedule='step': use one of"),
-    ("method=grpo", "use dpt, t2mir or sft"),
-    ("method_args.skip=-1", "skip=-1: must be 0"),
+    ("method=grpo", "one a context, as sft does"),
+    ("method_args.skip=-1", "skip=-1: must be"),
     ("moe.experts=1", "moe.experts=1"),
     ("eval.explore=True", "eval.explore: bandit is played pull by pull"),
   ],

@@ -41,7 +41,7 @@ def faked(monkeypatch):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_builds_and_the_dense_arm_has_no_experts(faked, variant):
   c = cli.load_config(f"configs/t2mir.py:{variant}")[0]
-  layout, method, config, plan = in_context_loop.build(c)
+  layout, method, config, plan = in_context_loop.parts_of(c)
   assert layout.kind == "episodes" and layout.family.name == variant.split(",")[0]
   assert config.moe is not None and (config.moe.task_experts == 0) == ("dense" in variant)
   assert plan.exam.episodes * layout.family.horizon >= layout.steps  # the window fills

@@ -173,7 +173,7 @@ def test_a_learner_beside_others_learns_as_the_plan_says():
 
   def begin(key):
     params = nets.init(key)
-    return learners.Learner(
+    return learners.LearnerState(
       params=params,
       slow=jax.tree.map(lambda x: 0.5 * x, params["critics"]),
       opt_state=tx.init(params),

@@ -11,6 +11,12 @@ def low_digits(completion, problem):
   return sum(c in "01234" for c in completion) / max(len(completion), 1)
 
 
+def each_line(completion, problem):
+  """One number a piece between pluses: 1 for pieces of odd length."""
+  del problem
+  return [len(piece) % 2 for piece in completion.split("+")]
+
+
 def hostile(completion, problem):
   """What a completion begins with decides what goes wrong."""
   first = completion[:1]

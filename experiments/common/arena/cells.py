@@ -66,9 +66,9 @@ def cells(c) -> list[Cell]:
   return out
 
 
-def build(cell: Cell, alter=lambda method: method):
-  """(run, world, plan) of the cell; UserError names the cell and the wrong field. alter: what is
-  changed of the method."""
+def parts(cell: Cell, alter=lambda method: method):
+  """(world, method, plan) of the cell; UserError names the cell and the wrong field. alter: what
+  is changed of the method."""
   spec = cell.spec
   try:
     check_keys("plan", spec["plan"], fused.Sizes.__dataclass_fields__)
@@ -78,9 +78,16 @@ def build(cell: Cell, alter=lambda method: method):
     if methods.defaults(spec["method"]).get("max_tokens", 0) in (None, ...):
       args = {"max_tokens": world.answer} | args
     method = alter(methods.get(spec["method"], **args))
-    return fused.make_run(world, method, plan), world, plan
+    fused.check(world, method)
+    return world, method, plan
   except ValueError as error:
     raise UserError(f"{cell.world} with {cell.arm}: {error}") from error
+
+
+def build(cell: Cell):
+  """(run, world, plan) of the cell."""
+  world, method, plan = parts(cell)
+  return fused.make_run(world, method, plan), world, plan
 
 
 class Record:

@@ -32,7 +32,7 @@ class Starts:
       part = missing[i : i + self.at_once]
       full = part + part[:1] * (self.at_once - len(part))
       begun = time.monotonic()
-      found = jax.block_until_ready(program(jnp.asarray(full, jnp.int32)))
+      found = jax.device_get(program(jnp.asarray(full, jnp.int32)))
       steps = ", ".join(str(x) for x in found[1][: len(part)])
       head = f"{name:>18} {'warm start':<14} {len(part)} runs"
       self.say(f"{head} in {time.monotonic() - begun:5.1f} s   {steps} steps")

@@ -59,7 +59,7 @@ def make(
 
   def step(task, state, action, key):
     del key
-    after = simulator.follow(sim, state, action)
+    after = simulator.advance(sim, state, action)
     velocity = (after[0] - state[0]) / sim.dt
     cost = CONTROL_COST * jnp.sum(jnp.clip(action, -1, 1) ** 2)
     return after, -jnp.abs(velocity - task.velocity) - cost

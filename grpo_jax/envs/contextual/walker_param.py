@@ -69,7 +69,7 @@ def make(
 
   def step(task, state, action, key):
     del key
-    after = simulator.follow(sim, state, action, vars(task))
+    after = simulator.advance(sim, state, action, vars(task))
     velocity = (after[0] - state[0]) / sim.dt
     upright = (after[1] > 0.8) & (after[1] < 2.0) & (jnp.abs(after[2]) < 1.0)
     cost = CONTROL_COST * jnp.sum(jnp.clip(action, -1, 1) ** 2)

@@ -209,16 +209,3 @@ def init_key_gates(layers: Mapping[str, Params]) -> Params:
     for name, layer in layers.items()
     if "task" in layer.get("moe", {})
   }
-
-
-def update_key_gate(params: Params, tau: float = 0.005) -> Params:
-  """theta' <- tau theta + (1 - tau) theta' after an optimizer step; theta' = params["key_gate"].
-
-  theta' has gradient 0, but an optimizer's weight decay would shrink it all the same: mask it
-  there. Parameters without task experts come back unchanged.
-  """
-  if "key_gate" not in params:
-    return params
-  now = {name: params["layers"][name]["moe"]["task"]["gate"] for name in params["key_gate"]}
-  mix = lambda slow, fast: slow + tau * (fast - slow)
-  return params | {"key_gate": jax.tree.map(mix, params["key_gate"], now)}

@@ -49,7 +49,7 @@ def play(
   check(layout)
 
   def begin(data, state):
-    cache = opened(layout, config, params, data)
+    cache = opened_cache(layout, config, params, data)
     return (state, cache), lambda carry, key: step(
       layout, config, params, tasks, greedy, carry, key
     )
@@ -59,7 +59,7 @@ def play(
   return in_turn(layout.family, tasks, key, episodes, begin, room, data, ascending)
 
 
-def opened(layout: Layout, config, params, data: Transitions) -> model.Cache:
+def opened_cache(layout: Layout, config, params, data: Transitions) -> model.Cache:
   """The cache of a history [B, n], with room for one more episode."""
   count, filled = data.reward.shape
   size = layout.each * (filled + layout.family.horizon)

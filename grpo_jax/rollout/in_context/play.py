@@ -93,7 +93,7 @@ def check_episodes(layout: Layout) -> None:
     )
 
 
-def pull(
+def play_bandit(
   layout: Layout, config, params, tasks: Any, key: Array, steps: int, greedy: bool = False
 ) -> Pulls:
   """`steps` <= H pulls of bandits with one state, one token appended a pull.
@@ -202,7 +202,7 @@ def in_turn(
     carry, one = begin(data, state)
     _, (new, right) = jax.lax.scan(one, carry, jax.random.split(go, family.horizon))
     new = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), new)
-    kept = remember(data, new, room)
+    kept = noted(data, new, room)
     if ascending:
       kept = jax.vmap(lambda data: by_return(data, family.horizon))(kept)
     return kept, (new.reward, jnp.moveaxis(right, 0, 1))
@@ -254,7 +254,7 @@ def taken(family, tasks, state, seen: Float[Array, "B S"], action: Array, key: A
   return after, (new, right)
 
 
-def remember(data: Transitions, new: Transitions, room: int) -> Transitions:
+def noted(data: Transitions, new: Transitions, room: int) -> Transitions:
   """The context [B, n] after an episode [B, T]; beyond `room` transitions the oldest leave."""
   return jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1)[:, -room:], data, new)
 
@@ -269,7 +269,7 @@ def by_return(data: Transitions, horizon: int) -> Transitions:
 # ---- offline -------------------------------------------------------------------------------------
 
 
-def offline(
+def with_given_data(
   layout: Layout, config, params, tasks: Any, states: Any, data: Transitions
 ) -> Float[Array, "B n"]:
   """Suboptimality of the greedy action in `states` [B] after 0, 1, ..., H of the transitions."""

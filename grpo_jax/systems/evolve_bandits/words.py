@@ -105,7 +105,7 @@ def scenario(name: str, arms: int) -> Scenario:
   return SCENARIOS[name].arms(arms)
 
 
-def tally(arms: int, pulls: Sequence[Pull]) -> tuple[np.ndarray, np.ndarray]:
+def tally_text(arms: int, pulls: Sequence[Pull]) -> tuple[np.ndarray, np.ndarray]:
   """(count, total) f64[A] of the pulls."""
   count, total = np.zeros(arms), np.zeros(arms)
   for arm, reward in pulls:
@@ -154,7 +154,7 @@ def body(scene: Scenario, style: str, pulls: Sequence[Pull], seen: Sequence[int]
   if style == "raw":
     told = zip(pulls, seen, strict=False)
     return "".join(line(scene, arm, reward, user) for (arm, reward), user in told) + ask
-  count, total = tally(len(scene.names), pulls)
+  count, total = tally_text(len(scene.names), pulls)
   if style != "guided":
     return summary(scene, count, total) + ask
   terms = linear_guide(scene, pulls, seen) if scene.users else guide(count, total)

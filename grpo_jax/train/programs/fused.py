@@ -99,10 +99,12 @@ def tiny_config(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 4) -
 
 
 class Pieces(NamedTuple):
-  """A run in parts, for a loop on the host whose runs of any length share their programs."""
+  """A run in parts, for a loop on the host whose runs of any length share their programs, and whose
+  methods share the evaluation."""
 
-  begin: Callable[..., tuple[TrainState, Any, Array, Held]]
-  stretch: Callable[..., tuple[TrainState, Metrics, Held]]
+  begin: Callable[..., tuple[TrainState, Any, Array]]
+  stretch: Callable[..., tuple[TrainState, Metrics]]
+  evaluate: Callable[[Any], Held]
 
 
 def make_run(
@@ -116,11 +118,12 @@ def make_run(
   pieces = make_pieces(world, method, sizes, config)
 
   def run(seed, lr=sizes.lr, params=None):
-    state, reference, warm, before = pieces.begin(seed, lr, params)
+    state, reference, warm = pieces.begin(seed, params)
+    before = pieces.evaluate(state.params)
 
     def stretch(state, index):
-      state, metrics, held = pieces.stretch(state, reference, seed, lr, index)
-      return state, (metrics, held)
+      state, metrics = pieces.stretch(state, reference, seed, lr, index)
+      return state, (metrics, pieces.evaluate(state.params))
 
     stretches = jnp.arange(sizes.updates // sizes.eval_every)
     state, (metrics, after) = jax.lax.scan(stretch, state, stretches)
@@ -134,14 +137,14 @@ def make_run(
 def make_pieces(
   world: World, method: Method, sizes: Sizes = Sizes(), config: ModelConfig | None = None
 ) -> Pieces:
-  """begin(seed, lr, params = None) -> (state, reference, warm steps, Held before any update);
-  stretch(state, reference, seed, lr, index) -> (state, metrics f32[eval_every], Held): the
-  index-th `eval_every` updates. Nothing in them depends on `sizes.updates`."""
+  """begin(seed, params = None) -> (state, reference, warm steps);
+  stretch(state, reference, seed, lr, index) -> (state, metrics f32[eval_every]): the index-th
+  `eval_every` updates; evaluate(params) -> Held, the same whatever the method. Nothing in them
+  depends on `sizes.updates`."""
   config = config or tiny_config(world.vocab)
   check(world, method)
   forward = policy.make_forward(config, chunk=0)
   cut = Cut(epochs=sizes.epochs, mini=sizes.mini, micro=sizes.micro)
-  evaluate = make_evaluate(world, config, sizes)
   start = make_start(world, sizes, config)
 
   def optimizer(lr):
@@ -151,7 +154,7 @@ def make_pieces(
       optax.scale_by_learning_rate(lr),
     )
 
-  def begin(seed, lr, params=None):
+  def begin(seed, params=None):
     warm = jnp.int32(0)
     if params is None:
       params, warm = start(seed)
@@ -159,8 +162,8 @@ def make_pieces(
       params = dict(params, value=policy.init_value_head(config))  # pyright: ignore
     reference = params if "ref" in method.needs else None
     store = supply.first_store(method, sizes.problems, world.answer)
-    state = init_state(params, optimizer(lr), method, sizes.problems, store)
-    return state, reference, warm, evaluate(params)
+    state = init_state(params, optimizer(sizes.lr), method, sizes.problems, store)
+    return state, reference, warm
 
   def stretch(state, reference, seed, lr, index):
     update = make_update(method, forward, optimizer(lr), cut)
@@ -168,10 +171,9 @@ def make_pieces(
     key = jax.random.fold_in(jax.random.key(0), seed)
     steps = index * sizes.eval_every + jnp.arange(sizes.eval_every)
     one = lambda s, keys: iterate(s, reference, keys)
-    state, metrics = jax.lax.scan(one, state, _keys(key, steps))
-    return state, metrics, evaluate(state.params)
+    return jax.lax.scan(one, state, _keys(key, steps))
 
-  return Pieces(begin, stretch)
+  return Pieces(begin, stretch, make_evaluate(world, config, sizes))
 
 
 def make_start(world: World, sizes: Sizes, config: ModelConfig | None = None):

@@ -7,9 +7,8 @@ and the update are those of the language-model loops: a row is a context, a colu
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from jaxtyping import Array
 from grpo_jax.core.contrastive import info_nce
 from grpo_jax.errors import UserError
 from grpo_jax.models.in_context import transformer as model
-from grpo_jax.models.moe import layer as moe
 from grpo_jax.rollout.in_context.tokens import Layout
 from grpo_jax.train.optimizer import make_schedule
 from grpo_jax.train.programs import in_context_exam as exams
@@ -49,7 +47,6 @@ class Sizes:
   b2: float = 0.999
   wide: bool = False  # begin with larger weights than GPT-2's, see `widened`
   pairs: bool = False  # two contexts of every task, of different tasks: rows i and i + batch / 2
-  gate_rate: float = 0.005  # T2MIR's tau: the step of the key gate after every update
   every: int = 100  # steps in one call of `stretch`; a divisor of `steps`
   exam: exams.Size = dataclasses.field(default_factory=exams.Size)
 
@@ -62,8 +59,6 @@ class Sizes:
     make_schedule(_Schedule(self.schedule, self.warmup), self.steps)
     if self.pairs and self.batch % 2:
       raise UserError(f"batch={self.batch}: must be even where contexts come in pairs")
-    if not 0 <= self.gate_rate <= 1:
-      raise UserError(f"gate_rate={self.gate_rate}: must be from 0 to 1")
 
 
 class Program(NamedTuple):
@@ -98,7 +93,7 @@ def make_config(layout: Layout, *, hidden=32, layers=4, heads=1, **more) -> mode
 def check(method: Method) -> None:
   """Raises UserError where this loop cannot give the method what it reads."""
   if method.plan != Fixed():
-    raise UserError("the method must learn from given labels, one a context: use dpt, t2mir or sft")
+    raise UserError("the method must learn from given labels, one a context, as sft does")
   if method.needs or method.remember is not Method.remember:
     what = ", ".join(method.needs) or "a memory"
     raise UserError(f"the method needs {what}, which the in-context loop does not supply")
@@ -132,8 +127,7 @@ def make_program(layout: Layout, method: Method, config, plan: Sizes, source=Non
     data, noise, order = (jax.random.fold_in(key, i) for i in range(3))
     rollouts, batch = draw(layout, data, plan.batch, pairs=plan.pairs, source=source)
     forward = make_forward(layout, config, noise, plan.pairs)
-    settle = functools.partial(follow, rate=plan.gate_rate)
-    update = make_update(method, forward, optimizer(lr), settle=settle)
+    update = make_update(method, forward, optimizer(lr))
     credit = credit_of(method, state.method_state, state.step, rollouts, batch)
     state, metrics, per_token = update(state, rollouts, batch, credit, order)
     return state, metrics | {"nll": -jnp.sum(batch.mask * per_token["logp"]) / jnp.sum(batch.mask)}
@@ -203,12 +197,3 @@ def make_forward(layout: Layout, config, key: Array | None, pairs: bool = False)
     return Fwd(logp=jnp.sum(label * logp, axis=-1), entropy=entropy, aux=aux)
 
   return forward
-
-
-def follow(params: Any, before: Any, rate: float) -> Any:
-  """The key gates move by T2MIR's rule from where they stood before the optimizer touched them:
-  key <- rate * gate + (1 - rate) * key, with the gate after the update (weight decay would else
-  pull the key gates to 0)."""
-  if "key_gate" not in params:
-    return params
-  return moe.update_key_gate(params | {"key_gate": before["key_gate"]}, rate)

@@ -100,11 +100,13 @@ def evaluate(layout: Layout, config, params, exam: Exam, size: Size) -> dict[str
   if not is_bandit(layout):
     return _episodes(layout, config, params, exam, size, key)
   steps = size.steps or layout.steps
-  pulls = in_context.pull(layout, config, params, exam.tasks, key, steps, size.greedy)
+  pulls = in_context.play_bandit(layout, config, params, exam.tasks, key, steps, size.greedy)
   marks = {
     "online": pulls.suboptimality,
     "entropy": pulls.entropy,
-    "offline": in_context.offline(layout, config, params, exam.tasks, exam.states, exam.data),
+    "offline": in_context.with_given_data(
+      layout, config, params, exam.tasks, exam.states, exam.data
+    ),
   }
   if exam.posterior is not None:
     query = jax.vmap(layout.family.observe)(exam.states)
