@@ -240,8 +240,8 @@ def statements(d):
     gates.acts("FLOPs saved are the formula's within 5%", 0.05, ">=", np.abs(cost / formula - 1)),
     gates.budgets(d, "tokens"),
     claim(
-      "log-probabilities and entropies: the repeated form's error (1), and the shared form's of the "
-      "worst implementation",
+      "log-probabilities and entropies: the repeated form's error (1), and the shared form's by "
+      "the worst implementation",
       1.0,
       ">=",
       worst("logp", "entropy"),
