@@ -89,11 +89,11 @@ def alter(cell, method):
   """The oracle is shown the right answer for its probability alone; the placebo another's value."""
   if cell.arm == "shuffled":
 
-    def credit(state, rollouts, batch):
+    def by_another(state, rollouts, batch):
       other = rollouts.replace(prompt=jnp.roll(rollouts.prompt, 1))
       return method.credit(state, other, batch)
 
-    return dataclasses.replace(method, credit=credit)
+    return dataclasses.replace(method, credit=by_another)
   if cell.arm != "exact":
     return method
   own = lambda rollouts: rollouts.alive & ~rollouts.given
