@@ -25,7 +25,5 @@ def get_config(variant: str = ""):
   if "tree" in parts:
     c.method_args = {"form": "tree", "branching": (4, 4, 4), "segment_tokens": 2}
     c.batch.group = 1
-  if "debug" in parts:
-    c.method_args.update({"branching": (2, 2, 2)} if "tree" in parts else {"samples": 2})
   c.score.pack = False
   return c

@@ -156,7 +156,7 @@ def _gain(game, rollouts, batch):
   rows, t = batch.tokens.shape
   start = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32)[None], (rows, t))
   there = batch.mask > 0
-  value, _ = chain.values(Chain(1, 64), game, batch.tokens, start, there)
+  value, _ = chain.state_values(Chain(1, 64), game, batch.tokens, start, there)
   after = jnp.pad(value[:, 1:], ((0, 0), (0, 1)))
   last = units.is_last(batch)
   return jnp.where(last, rollouts.reward.reshape(-1, 1), after) - value

@@ -44,7 +44,7 @@ def play(plan: Chain, game: Game) -> Draw:
     game.world, game.config, game.params, game.problems, game.ids, game.keys, group=game.group
   )
   batch, start, there = cut(plan, batch, game.world.answer)
-  value, sampled = values(plan, game, batch.tokens, start[:, 1:], there[:, 1:])
+  value, sampled = state_values(plan, game, batch.tokens, start[:, 1:], there[:, 1:])
   batch = batch.replace(unit_reward=_rewards(value, there))
   watched = observe(rollouts, jnp.sum(batch.mask) + sampled.astype(jnp.float32))
   return Draw(rollouts, batch, game.problems, watched)
@@ -65,7 +65,7 @@ def _rewards(value, there):
   return jnp.concatenate([before, jnp.where(there[:, 1:], value, jnp.nan)], axis=1)
 
 
-def values(plan: Chain, game: Game, tokens, start, asked):
+def state_values(plan: Chain, game: Game, tokens, start, asked):
   """(value f32[R, K] of the states before the K cuts of a row, sampled tokens)."""
   world, problems, samples = game.world, game.problems, plan.samples
   (rows, cuts), (n, p), t = start.shape, problems.tokens.shape, world.answer
