@@ -53,6 +53,7 @@ class MeanId:
       alive=np.ones(len(texts), bool),
       failed={},
       errors=(),
+      units=None,
     )
 
 
