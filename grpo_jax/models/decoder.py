@@ -303,7 +303,7 @@ def shared_hidden(
     group=g, implementation=implementation,
   )  # fmt: skip
   first = jnp.broadcast_to(last[:, None, None], (n, g, 1, x.shape[-1]))
-  return jnp.concatenate([first, x.reshape(n, g, t - 1, -1)], axis=2)
+  return jnp.concatenate([first, x.reshape(n, g, t - 1, x.shape[-1])], axis=2)
 
 
 def packed_hidden(
