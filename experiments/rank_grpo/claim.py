@@ -113,6 +113,7 @@ def probe(cell):
     ids = jnp.arange(64)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(7), seed), 64)
     rollouts, batch = play.play(world, config, params, world.problems(1, ids), ids, keys, group=8)
+    assert batch.unit_reward is not None
     rel = grids.to_grid(batch.unit_reward, batch, rollouts, world.turns)
     alive = jnp.broadcast_to(rollouts.alive[:, :, None], rel.shape)
     own = groups.standardize(rel, alive)
