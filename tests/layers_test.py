@@ -111,6 +111,37 @@ def unwanted_content(root: Path) -> list[str]:
   return found
 
 
+def slugs(root: Path) -> set[str]:
+  """The papers' names as identifiers."""
+  lines = (root / "experiments/papers.tsv").read_text(encoding="utf-8").splitlines()[1:]
+  return {re.sub(r"[-.]", "_", line.split("\t")[1]) for line in lines}
+
+
+def said(node: ast.AST, docs: set[int]) -> str:
+  """What a node of a program says: a name or a string, not a docstring."""
+  if isinstance(node, ast.Constant):
+    return node.value if isinstance(node.value, str) and id(node) not in docs else ""
+  for field in ("id", "attr", "arg", "name"):
+    if isinstance(word := getattr(node, field, None), str):
+      return word
+  return ""
+
+
+def papers_in_shared_rooms(root: Path) -> list[str]:
+  """Names, arguments and strings of a paper in grpo_jax outside the paper's own file or folder;
+  docstrings may cite it."""
+  found, known = [], slugs(ROOT) - {"loop"}  # paper 71 is called as every loop is
+  for path in python_files(root, "grpo_jax"):
+    if known & {part.removesuffix(".py") for part in path.relative_to(root).parts}:
+      continue
+    tree = ast.parse(path.read_text())
+    docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    for node in ast.walk(tree):
+      if hit := known & set(re.findall(r"\w+", said(node, docs))):
+        found.append(f"{path.relative_to(root)}: {', '.join(hit)}")
+  return found
+
+
 def run_import_linter(root: Path) -> subprocess.CompletedProcess[str]:
   command = "import sys; from importlinter.cli import lint_imports_command as c; sys.exit(c())"
   return subprocess.run(
@@ -123,7 +154,10 @@ def broken_contracts(root: Path) -> list[str]:
   return [] if result.returncode == 0 else (result.stdout + result.stderr).splitlines()
 
 
-@pytest.mark.parametrize("rule", [impure, long_files, long_functions, broken_contracts])
+RULES = [impure, long_files, long_functions, broken_contracts, papers_in_shared_rooms]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_tree_keeps_the_rule(rule: Callable[[Path], list[str]]):
   assert rule(ROOT) == []
 
@@ -163,6 +197,16 @@ def test_a_planted_long_file_and_long_function_are_found(planted: Path):
   (planted / "grpo_jax/core/planted.py").write_text(f"def f():\n{body}" + "x = 1\n" * MAX_FILE)
   assert [found.split(":")[0] for found in long_files(planted)] == ["grpo_jax/core/planted.py"]
   assert any("planted.py:f:" in found for found in long_functions(planted))
+
+
+@pytest.mark.parametrize(
+  "line",
+  ["if method == 't2mir':\n  pass", "def f(igpo): ...", "x.spo_segment", "import grpo_jax.dpt"],
+)
+def test_a_planted_paper_in_a_shared_room_is_found(planted: Path, line: str):
+  (planted / "grpo_jax/train/planted.py").write_text(f'"""After IGPO (igpo)."""\n{line}\n')
+  found = papers_in_shared_rooms(planted)
+  assert len(found) == 1 and found[0].startswith("grpo_jax/train/planted.py")
 
 
 @pytest.mark.parametrize("folder", MAX_IN)

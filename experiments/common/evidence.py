@@ -14,8 +14,6 @@ from experiments.common.data import Data
 from experiments.common.trial import Found
 from grpo_jax.run import atomic
 
-PROTOCOL = 2
-
 
 def write(c, module, found: Found, folder: Path, say) -> dict:
   """Writes the evidence to `folder`; the contents of verdict.json."""
@@ -30,7 +28,7 @@ def write(c, module, found: Found, folder: Path, say) -> dict:
   long = kept("long", found.long and _long(module, found))
   owed = word in verdict.OWING and long is None
   out = {
-    "protocol": PROTOCOL,
+    "protocol": verdict.PROTOCOL,
     "claim": module.CLAIM,
     "verdict": word,
     "where": where,
@@ -72,7 +70,7 @@ def write(c, module, found: Found, folder: Path, say) -> dict:
 
 def history(module, old: dict) -> list[dict]:
   """Verdicts of the first protocol, then what was changed after a look."""
-  if old and old.get("protocol") != PROTOCOL:
+  if old and old.get("protocol") != verdict.PROTOCOL:
     first = [{"protocol": 1} | {k: old.get(k) for k in ("verdict", "statements", "seeds")}]
   else:
     first = [h for h in old.get("history", []) if h.get("protocol") == 1]

@@ -22,6 +22,7 @@ from experiments.common import gates, tuning
 from experiments.common.statements import Reading, Statement, read
 from grpo_jax.errors import UserError
 
+PROTOCOL = 2
 WORDS = (
   "reproduced",
   "in part",

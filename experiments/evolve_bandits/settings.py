@@ -58,7 +58,7 @@ def oracles(data: Any) -> dict[str, Learner]:
       "uniform": bandits.uniform(arms),
     }
   return {
-    "ucb": bandits.ucb(arms, form="evolve"),
+    "ucb": bandits.ucb(arms, form="log_t"),
     "thompson": bandits.thompson_bernoulli(arms),
     "greedy": bandits.emp(arms),
     "uniform": bandits.uniform(arms),

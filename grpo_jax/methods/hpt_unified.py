@@ -22,8 +22,7 @@ tokens of all questions with beta > 0, without 1/B.
 table: (alpha, beta) by the number of solved rollouts, 0 to n, instead of the gate: the release's
 soft variants (its third column, off-policy RL on the demonstration, is 0 in the tables we know) and
 the constant mix. Controls of ours: switch, SFT on every question before that update and RL on every
-one from there, the two stages that HPT replaces; shuffle, the decisions of a batch dealt to its
-questions at random.
+one from there, as HPT's rivals do; shuffle, a batch's decisions dealt to its questions at random.
 """
 
 import jax

@@ -27,7 +27,7 @@ from grpo_jax.tabular.offline import tally as tally
 from grpo_jax.tabular.offline import thompson_offline as thompson_offline
 from grpo_jax.types import Record, record
 
-_UCB = {"dpt": 1.0, "evolve": 0.5, "evolve_paper": 0.5}
+_UCB = {"root_n": 1.0, "log_t": 0.5, "log_t_outside": 0.5}
 
 
 def _counting(name: str, arms: int, act) -> Learner:
@@ -50,13 +50,13 @@ def emp(arms: int) -> Learner:
   return _counting("emp", arms, lambda counts, key: first_best(counts.mean, counts.count))
 
 
-def ucb(arms: int, *, c: float | None = None, form: str = "dpt") -> Learner:
+def ucb(arms: int, *, c: float | None = None, form: str = "root_n") -> Learner:
   """argmax_a m_a + bonus_a, after each arm once in order; ties go to the first.
 
-    form          bonus                  c if not given
-    dpt           c / sqrt(n_a)          1
-    evolve        sqrt(c log(t) / n_a)   0.5   (the released code)
-    evolve_paper  c sqrt(log(t) / n_a)   0.5   (the formula of the text)
+    form           bonus                  c if not given
+    root_n         c / sqrt(n_a)          1     (DPT)
+    log_t          sqrt(c log(t) / n_a)   0.5   (EVOLvE, the released code)
+    log_t_outside  c sqrt(log(t) / n_a)   0.5   (EVOLvE, the formula of the text)
 
   With c = 0 it is `emp`. Raises UserError for another form.
   """
@@ -67,9 +67,9 @@ def ucb(arms: int, *, c: float | None = None, form: str = "dpt") -> Learner:
     del key
     n = jnp.maximum(counts.count, 1)
     log = jnp.log(jnp.maximum(jnp.sum(counts.count), 1))
-    if form == "dpt":
+    if form == "root_n":
       bonus = c / jnp.sqrt(n)
-    elif form == "evolve":
+    elif form == "log_t":
       bonus = jnp.sqrt(c * log / n)
     else:
       bonus = c * jnp.sqrt(log / n)

@@ -318,6 +318,8 @@ def prepare(c, say=print, devices=None) -> Run:
   pool = make_pool(c, dataset)
   sampling = make_sampling(c, config, tokenizer, dataset, mesh)
   say(f"model {c.model} loaded in {time.monotonic() - start:.1f} s")
+  if dataset.dropped:
+    say(f"{dataset.dropped} training problems left out: their prompts are held out")
 
   if "value" in method.needs:
     params["value"] = jax.tree.map(np.asarray, policy.init_value_head(config))

@@ -37,9 +37,9 @@ def test_regret_never_falls_counts_sum_to_the_pulls_and_the_best_arm_has_none():
 
 def test_ucb_without_a_bonus_is_greedy_and_with_one_is_not():
   greedy = games(bandits.emp(4))
-  same = games(bandits.ucb(4, c=0.0, form="evolve"))
+  same = games(bandits.ucb(4, c=0.0, form="log_t"))
   np.testing.assert_array_equal(greedy.action, same.action)
-  assert (greedy.action != games(bandits.ucb(4, form="evolve")).action).any()
+  assert (greedy.action != games(bandits.ucb(4, form="log_t")).action).any()
 
 
 def test_exploration_of_a_game_written_out():

@@ -122,7 +122,7 @@ def test_two_players_of_one_arm_meet_the_same_rewards():
 
 
 def test_a_learner_plays_as_its_own_rule_says():
-  rule = bandits.ucb(3, form="evolve")
+  rule = bandits.ucb(3, form="log_t")
   played = verbal_bandits.play_learner(FAMILY, TASKS, jax.random.key(0), 8, rule)
   games = jax.tree.map(np.asarray, played)
   for g in range(4):

@@ -78,7 +78,7 @@ def test_imitation_lowers_the_loss_from_a_uniform_policy_and_its_loss_is_the_lik
   c = evolve_bandits.get_config()
   c.oft.update(steps=20, games=4, lr=2e-2, warmup=0)
   seen = []
-  oracle = verbal_bandits.from_oracle(FAMILY, bandits.ucb(3, form="evolve"), 4, 4)
+  oracle = verbal_bandits.from_oracle(FAMILY, bandits.ucb(3, form="log_t"), 4, 4)
 
   def draw(params, key):
     games, group = oracle(params, key)

@@ -52,16 +52,16 @@ def mean(count, total):
 
 
 UCB = {
-  "dpt": lambda n, s, c: mean(n, s) + c / np.sqrt(np.maximum(1, n)),
-  "evolve": lambda n, s, c: mean(n, s) + np.sqrt(c * math.log(n.sum()) / n),
-  "evolve_paper": lambda n, s, c: mean(n, s) + c * np.sqrt(math.log(n.sum()) / n),
+  "root_n": lambda n, s, c: mean(n, s) + c / np.sqrt(np.maximum(1, n)),
+  "log_t": lambda n, s, c: mean(n, s) + np.sqrt(c * math.log(n.sum()) / n),
+  "log_t_outside": lambda n, s, c: mean(n, s) + c * np.sqrt(math.log(n.sum()) / n),
 }
 
 
 @pytest.mark.parametrize("c", [None, 0.2])
 @pytest.mark.parametrize("form", UCB)
 def test_ucb_takes_the_arm_of_the_greatest_bound(form, c):
-  default = 1.0 if form == "dpt" else 0.5
+  default = 1.0 if form == "root_n" else 0.5
   score = lambda n, s: UCB[form](n, s, default if c is None else c)
   agree(bandits.ucb(5, c=c, form=form), score)
 

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tiny
 
 from grpo_jax.errors import UserError
+from grpo_jax.rollout import collect
 from grpo_jax.run import atomic, metrics
 from grpo_jax.train import llm, setup
 
@@ -55,7 +57,10 @@ def runs(tmp_path_factory):
     patch.syspath_prepend(str(tiny.ROOT / "tests/train"))
     c = tiny.make_config(folder / "model", **SCHEDULE)
     llm.run(c, folder / "whole", lambda text: None)
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many runs of one program
     yield folder, c
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 def interrupted(c, workdir, module, name, when):
@@ -83,12 +88,12 @@ def test_a_run_killed_at_every_kind_of_point_equals_an_uninterrupted_one(runs):
     return len(evaluations) == 2
 
   def at_step(step):
-    return lambda s, params, pool, draw, count, now, plan, show: now == step
+    return lambda *ask: collect.Ask(*ask).step == step
 
   write = metrics.MetricsWriter
-  interrupted(c, workdir, llm, "collect", at_step(1))  # before anything is saved
+  interrupted(c, workdir, llm, "Ask", at_step(1))  # before anything is saved
   assert not tiny.saved_steps(workdir)
-  interrupted(c, workdir, llm, "collect", at_step(4))
+  interrupted(c, workdir, llm, "Ask", at_step(4))
   assert tiny.saved_steps(workdir) == [2]
   evaluations.append(None)
   interrupted(c, workdir, llm, "evaluate", second_evaluation)  # inside the one of step 3
