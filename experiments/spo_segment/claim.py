@@ -39,26 +39,23 @@ UNTESTED = (
 )
 CHANGES = ("advantage", "weight", "rollout")
 HISTORY = ()
-CURVES = ("accuracy", "part:path", "train:zero_variance", "train:sampled", "more:follow")
-_FOLLOW = ("follow", "outcome")
-PROBED = {"chain": _FOLLOW, "known": _FOLLOW}
+CURVES = ("accuracy", "part:right", "train:zero_variance", "train:sampled")
+PROBED = {"grpo": ("chain", "outcome", "known")}
 _SURE = 0.9
+_CHAIN = {"beta_kl": 0.0, "interval": 1, "samples": 4}
 
 
 def get_config(variant: str = ""):
-  spo = lambda role, knob, **args: study.arm(
-    role, "spo_segment", {"beta_kl": 0.0} | args, knob=knob
-  )
-  hops = lambda n: {"params": {"hops": n}}
+  tree = {"beta_kl": 0.0, "form": "tree", "branching": (2, 2, 2), "segment_tokens": 2}
+  items = lambda n: {"params": {"items": n}}
   return study.config(
     "spo_segment",
     variant,
-    world="hops",
-    params={"keys": 6},
+    world="sequence",
     plan={
       "updates": 120,
       "eval_every": 20,
-      "prompts": 8,
+      "prompts": 16,
       "group": 8,
       "mini": 2,
       "heldout": 512,
@@ -66,14 +63,12 @@ def get_config(variant: str = ""):
       "warm_steps": 600,
       "warm_until": 0.3,
     },
-    dial=("hops", {"two": hops(2), "four": hops(4)}),
+    dial=("letters", {"four": items(4), "seven": items(7)}),
     arms={
       "grpo": study.arm("baseline", "grpo"),
-      "chain": spo("main", ("interval", (1, 2)), samples=4),
-      "tree": spo(
-        "baseline", ("mode", ("rloo", "grpo")), form="tree", branching=(2, 2, 2), segment_tokens=2
-      ),
-      "ppo": study.arm("baseline", "ppo", knob=("lam", (0.95, 1.0))),
+      "chain": study.arm("main", "spo_segment", _CHAIN),
+      "tree": study.arm("baseline", "spo_segment", tree),
+      "ppo": study.arm("baseline", "ppo"),
       "known": study.arm("oracle", "grpo"),
     },
     lrs=(1e-4, 3e-4, 1e-3),
@@ -84,46 +79,32 @@ def alter(cell, method):
   """The oracle is told which hop was the first wrong one."""
   if cell.arm != "known":
     return method
-  params = cell.spec["params"]
-
   def credit(state, rollouts, batch):
-    right = _right(batch, rollouts, params["keys"], params["hops"])
+    right = _right(batch, rollouts)
     on = jnp.cumprod(jnp.pad(right, ((0, 0), (1, 0)), constant_values=1)[:, :-1], axis=1)
     rate = jnp.sum(on * right, axis=0) / jnp.maximum(jnp.sum(on, axis=0), 1)
-    adv = units.masked(_in_place(on * (right - rate[None]), batch.tokens.shape[1]), batch)
+    adv = units.masked(on * (right - rate[None]), batch)
     weight = weights.token_mean(batch, rollouts)
     return Credit(adv=units.pool_mean(adv, batch), adv_token=adv, weight=weight)
 
   return dataclasses.replace(method, credit=credit)
 
 
-def _right(batch, rollouts, keys: int, hops: int):
-  """f32[R, hops + 1]: 1 where a hop follows the link of the one before; last: if all is right."""
-  small, start = 2 + keys, 2 * keys + 1
-  prompt = jnp.repeat(batch.prompt_tokens, rollouts.reward.shape[1], axis=0)
-  pairs = prompt[:, : 2 * keys].reshape(-1, keys, 2)
-  written = batch.tokens[:, 1 : 2 * hops : 2] - small
-  before = jnp.concatenate([prompt[:, start : start + 1] - small, written[:, :-1]], axis=1)
-  link = (pairs[:, None, :, 0] - 2 == before[:, :, None]) & (
-    pairs[:, None, :, 1] - small == written[:, :, None]
-  )
-  right = jnp.concatenate([jnp.any(link, axis=2), rollouts.correct.reshape(-1, 1)], axis=1)
+def _right(batch, rollouts):
+  """f32[R, T]: 1 where the letter is the right one, and at the end where all is right."""
+  letters = jnp.repeat(batch.prompt_tokens[:, -2::-1], rollouts.reward.shape[1], axis=0)
+  right = letters == batch.tokens[:, :-1]
+  right = jnp.concatenate([right, rollouts.correct.reshape(-1, 1)], axis=1)
   return right.astype(jnp.float32)
 
 
-def _in_place(x, size: int):
-  """f32[R, T] of one number a hop, at its second token, and of the last at the token after."""
-  hops = x.shape[1] - 1
-  out = jnp.zeros((x.shape[0], size), jnp.float32)
-  return out.at[:, 1 : 2 * hops : 2].set(x[:, :-1]).at[:, 2 * hops].set(x[:, -1])
-
-
 def probe(cell):
-  """How advantages follow the change of value, at the start: the arm's, and GRPO's on the same."""
-  if cell.arm not in PROBED:
+  """Of the start: how advantages follow the change of value, on the same completions."""
+  if cell.arm != "grpo":
     return None
   world = envs.get(cell.spec["world"], **cell.spec["params"])
-  method = alter(cell, methods.get(cell.spec["method"], **cell.spec["args"]))
+  segments, outcome = methods.get("spo_segment", **_CHAIN), methods.get("grpo")
+  known = alter(dataclasses.replace(cell, arm="known"), outcome)
   config = fused.tiny_config(world.vocab)
   ids = jnp.arange(16)
   fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -134,19 +115,18 @@ def probe(cell):
     own, apart = fold(key, ids), fold(jax.random.fold_in(key, 1 << 20), ids)
     problems = world.problems(1, ids)
     game = plans.Game(world, config, params, problems, ids, own, 8, ids.size)
-    rollouts, batch, *_ = plans.of(method.plan).play(method.plan, game)
+    rollouts, batch, *_ = chain.play(segments.plan, game)
     batch = batch.replace(logp_old=batch.logp_sampler)
-    token = lambda c: units.token_adv(c, batch)
-    adv = token(method.credit((), rollouts, batch)), token(outcome.credit((), rollouts, batch))
+    adv = [
+      units.token_adv(m.credit((), rollouts, batch), batch) for m in (segments, outcome, known)
+    ]
     gain = _gain(game._replace(keys=apart), rollouts, batch)
-    return *adv, gain, (batch.mask > 0) & (jnp.exp(batch.logp_old) < _SURE)
-
-  outcome = methods.get("grpo")
+    return adv, gain, (batch.mask > 0) & (jnp.exp(batch.logp_old) < _SURE)
 
   def measured(state, start, seed):
-    *adv, gain, unsure = (np.asarray(x) for x in both(start, seed))
-    follow = lambda x: np.corrcoef(x[unsure], gain[unsure])[0, 1]
-    return {name: np.nan_to_num(follow(x)) for name, x in zip(_FOLLOW, adv, strict=True)}
+    adv, gain, unsure = jax.device_get(both(start, seed))
+    follow = lambda x: np.nan_to_num(np.corrcoef(x[unsure], gain[unsure])[0, 1])
+    return {name: follow(x) for name, x in zip(PROBED["grpo"], adv, strict=True)}
 
   return measured
 
@@ -164,7 +144,8 @@ def _gain(game, rollouts, batch):
 
 def statements(d):
   tree = d.stands_for.get(d.main, "tree")  # the oracle stands for both forms
-  end, follow = d.final, lambda arm, name: d.final(arm, f"more:{name}")
+  follow = lambda name: d.final("grpo", f"more:{name}")
+  of_main, end = follow("known" if d.stands_for else "chain"), d.final
   tokens = lambda arm: np.asarray(d.final(arm, "sampled")) / np.asarray(d.final("grpo", "sampled"))
   gain = "improvements in accuracy over PPO and GRPO"
   return [
@@ -173,13 +154,11 @@ def statements(d):
     gates.learned(d),
     gates.disease(
       "GRPO's advantage says little of a token's own: 1 - correlation with its change of value",
-      1 - np.asarray(follow("chain", "outcome")),
+      1 - np.asarray(follow("outcome")),
       ">=",
       0.25,
     ),
-    gates.acts(
-      "a chain's advantages follow the change of value", follow("chain", "follow"), ">=", 0.5
-    ),
+    gates.acts("a chain's advantages follow the change of value", of_main, ">=", 0.5),
     gates.budgets(d, "rollouts"),
     claim("accuracy at the end: chain above GRPO", end("chain"), ">", end("grpo"), quote=gain),
     claim("chain above PPO", end("chain"), ">", end("ppo"), quote=gain),
@@ -192,9 +171,9 @@ def statements(d):
     ),
     claim(
       "correlation with the true change of value: chain's advantages above GRPO's",
-      follow("chain", "follow"),
+      of_main,
       ">",
-      follow("chain", "outcome"),
+      follow("outcome"),
       quote="more precise credit assignment than trajectory-level methods",
       margin=0.05,
       why="a correlation has no oracle's scale here",
