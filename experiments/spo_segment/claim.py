@@ -79,6 +79,7 @@ def alter(cell, method):
   """The oracle is told which hop was the first wrong one."""
   if cell.arm != "known":
     return method
+
   def credit(state, rollouts, batch):
     right = _right(batch, rollouts)
     on = jnp.cumprod(jnp.pad(right, ((0, 0), (1, 0)), constant_values=1)[:, :-1], axis=1)
@@ -115,13 +116,14 @@ def probe(cell):
     own, apart = fold(key, ids), fold(jax.random.fold_in(key, 1 << 20), ids)
     problems = world.problems(1, ids)
     game = plans.Game(world, config, params, problems, ids, own, 8, ids.size)
-    rollouts, batch, *_ = chain.play(segments.plan, game)
+    rollouts, batch, *_ = plans.of(segments.plan).play(segments.plan, game)
+    assert batch.logp_sampler is not None
     batch = batch.replace(logp_old=batch.logp_sampler)
     adv = [
       units.token_adv(m.credit((), rollouts, batch), batch) for m in (segments, outcome, known)
     ]
     gain = _gain(game._replace(keys=apart), rollouts, batch)
-    return adv, gain, (batch.mask > 0) & (jnp.exp(batch.logp_old) < _SURE)
+    return adv, gain, (batch.mask > 0) & (jnp.exp(batch.logp_sampler) < _SURE)
 
   def measured(state, start, seed):
     adv, gain, unsure = jax.device_get(both(start, seed))

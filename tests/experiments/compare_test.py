@@ -141,7 +141,10 @@ def test_other_settings_do_not_mix_with_what_is_there(ran):
   ("change", "message"),
   [
     (lambda c: c.worlds.update(a={"world": "modular_adition"}), "did you mean 'modular_addition'"),
-    (lambda c: c.arms.update(grpo={"method": "grpo", "args": {"epslow": 1}}), "unknown name 'epslow'"),
+    (
+      lambda c: c.arms.update(grpo={"method": "grpo", "args": {"epslow": 1}}),
+      "unknown name 'epslow'",
+    ),
     (lambda c: c.arms.update(b={"method": "dpo"}), "a with b: .*plan Fixed"),
     (lambda c: c.plan.update(updates=3, eval_every=2), "updates=3: must be a multiple"),
     (lambda c: c.update(baseline="ppo"), "config.baseline='ppo'"),
