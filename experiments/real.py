@@ -78,8 +78,7 @@ def real(spec: str, steps: int, problems: int, workdir: Path) -> dict:
   if out.is_dir():
     from grpo_jax.run import atomic
 
-    name = f"real_{variant}.json" if variant else "real.json"
-    atomic.write_json(out / name, found, indent=1)
+    atomic.write_json(out / "real.json", found, indent=1)
   return {k: found[k] for k in ("what", "before", "after", "gain", "tokens", "minutes")}
 
 

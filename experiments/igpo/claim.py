@@ -42,6 +42,11 @@ HISTORY = (
     "seen": "in part; with five guesses success over training 0.194 against GRPO's 0.197 "
     "[-0.014, 0.007], at the end 0.229 and 0.225; rollouts without advantage 0.000 and 0.280",
   },
+  {
+    "change": "60 updates for 160: tuned arms had nothing left to learn at the end",
+    "seen": "world cannot tell; with five guesses GRPO ends at 0.970, the oracle at 0.984; success "
+    "over training 0.872 against 0.864 [-0.003, 0.020], rollouts without advantage 0.025 and 0.615",
+  },
 )
 CURVES = ("accuracy", "part:bits", "train:idle", "train:zero_variance")
 PROBED = {"igpo": ("correlation",)}
@@ -56,8 +61,8 @@ def get_config(variant: str = ""):
     variant,
     world="hidden_number",
     plan={
-      "updates": 160,
-      "eval_every": 20,
+      "updates": 60,
+      "eval_every": 10,
       "prompts": 16,
       "group": 8,
       "heldout": 256,
